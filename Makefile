@@ -53,8 +53,9 @@ nano: $(READY) ## train the nano codec and the nano MusicGen again (hours; stop 
 	@$(PY) -m musae_utils.models.train_codec $(ARGS)
 	@$(PY) -m musae_utils.models.train_lm $(ARGS)
 
-scoreboard: $(READY) ## recompute every headline figure: ARGS="--only nano.codec --json FILE"
+scoreboard: $(READY) ## recompute every headline figure, quoted in README.md: ARGS="--only nano.codec"
 	@$(PY) benchmarks/scoreboard.py $(ARGS)
+	@$(PY) -m musae_utils.book --quote
 
 lint: $(READY) ## ruff, and no outputs in committed notebooks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -86,7 +86,7 @@ class Chapter:
         found = re.search(r"^# +(.+?)\s*(?:\n\s*\n?([^\n#][^\n]*\?)\W*$|$)", text, re.MULTILINE)
         if not found:
             raise BookError(f"{self.path.name} does not begin with a title ('# …').")
-        return found[1], (found[2] or "").strip(" *_>")
+        return re.sub(r"^\d+\W+", "", found[1]), (found[2] or "").strip(" *_>")
 
 
 def load_chapters(root: Path) -> list[Chapter]:
@@ -359,6 +359,7 @@ def stage(root: Path, source: Path, chapters: Sequence[Chapter], run: runs.Run, 
             wanted[path.relative_to(root).as_posix()] = path.read_bytes()
     intro = wanted["book/intro.md"].decode()
     wanted["book/intro.md"] = intro.replace(TIMES, chapter_table(chapters)).encode()
+    wanted["book/_toc.yml"] = numbered_toc(root, chapters).encode()
     wanted[f"{GENERATED}.md"] = status_page(root, chapters, about).encode()
     for chapter in chapters:
         wanted[f"notebooks/{chapter.path.name}"] = page(chapter, run).encode()
@@ -369,6 +370,22 @@ def stage(root: Path, source: Path, chapters: Sequence[Chapter], run: runs.Run, 
         target = source / name
         if not target.exists() or target.read_bytes() != content:
             runs.atomic_write(target, content)
+
+
+def numbered_toc(root: Path, chapters: Sequence[Chapter]) -> str:
+    """Return ``book/_toc.yml`` with each chapter's number before its title in the sidebar."""
+    titles = {f"notebooks/{c.name}": f"{c.number} {c.title}" for c in chapters}
+
+    def give_titles(node: Any) -> None:
+        for child in node if isinstance(node, list) else node.values():
+            if isinstance(child, (dict, list)):
+                give_titles(child)
+        if isinstance(node, dict) and str(node.get("file")).removesuffix(".ipynb") in titles:
+            node["title"] = titles[node["file"].removesuffix(".ipynb")]
+
+    toc = yaml.safe_load((root / "book" / "_toc.yml").read_text(encoding="utf-8"))
+    give_titles(toc)
+    return yaml.safe_dump(toc, allow_unicode=True, sort_keys=False)
 
 
 def page(chapter: Chapter, run: runs.Run) -> str:
@@ -441,7 +458,7 @@ def status_page(root: Path, chapters: Sequence[Chapter], about: str) -> str:
             lines.append(f"| {link} | {c.state} | {_took(c)} | {finished} |")
         total = sum(c.record.get("seconds", 0) for c in chapters)
         lines += ["", f"All of them together took {_clock(total)} on this machine."]
-    lines += ["", "## Software", "", "| | |", "|--|--|"]
+    lines += ["", "## Software", "", "| Package | Version |", "|--|--|"]
     lines += [f"| {name} | {version} |" for name, version in runs.versions().items()]
     lines += ["", "## Scoreboard", ""]
     board = root / "data" / "scoreboard.json"
