@@ -18,11 +18,12 @@ import numpy as np
 import soundfile
 from IPython.display import HTML
 
-from .page import new_id, wrap
+from .page import wrap
 
 TARGET_LUFS = -20.0
 PEAK = 0.89  # -1 dBFS: MP3 may overshoot its input a little
-MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+# Of the rates MP3 has, those whose frames hold the mark that keeps a decoder from adding silence.
+MP3_RATES = (16000, 22050, 24000, 32000, 44100, 48000)
 
 
 def mono(audio: Any, sample_rate: int | None = None) -> tuple[np.ndarray, int]:
@@ -70,8 +71,8 @@ def loudness(audio: Any, sample_rate: int | None = None) -> float:
     Examples
     --------
     >>> t = np.arange(48000) / 48000
-    >>> round(loudness(np.sin(2 * np.pi * 997 * t), 48000), 1)  # full-scale sine, one channel
-    -3.0
+    >>> round(loudness(np.sin(2 * np.pi * 997 * t), 48000))  # full-scale sine, one channel
+    -3
     """
     import pyloudnorm
 
@@ -201,8 +202,7 @@ def ab_table(
     >>> ab_table({"a tone": {"original": tone, "louder": 2 * tone}}, 16000)
     <IPython.core.display.HTML object>
     """
-    named = isinstance(rows, Mapping)
-    table = dict(rows) if named else dict(enumerate(rows, 1))
+    table = dict(rows) if isinstance(rows, Mapping) else dict(enumerate(rows, 1))
     if not table or not all(isinstance(row, Mapping) and row for row in table.values()):
         raise ValueError(
             "ab_table(...) expects rows of named cells, e.g. "
@@ -217,7 +217,7 @@ def ab_table(
     }
     gains = dict(zip(sounds, matching_gains(list(sounds.values()), match), strict=True))
 
-    row_heads = named or len(table) > 1
+    row_heads = isinstance(rows, Mapping) or len(table) > 1
     share = f'style="--share:{(78 if row_heads else 100) / len(columns):.0f}%"'
     heads = ("<td></td>" if row_heads else "") + "".join(
         f'<th scope="col" role="columnheader" {share}>{escape(str(column))}</th>'
@@ -253,13 +253,13 @@ def ab_table(
             f'<span class="js keys">Inside a row, <kbd>1</kbd> to <kbd>{min(most, 9)}</kbd> '
             "switch players without losing the place.</span>"
         )
-    head = new_id()
-    title = f'<caption id="{head}">{escape(caption)}</caption>' if caption else ""
-    named_by = f'aria-labelledby="{head}"' if caption else 'aria-label="Sounds to compare"'
+    title = f"<caption>{escape(caption)}</caption>" if caption else ""
+    name = escape(caption or "Sounds to compare")
     # Explicit roles: a narrow page lays the rows out as blocks, which would take them away.
     return wrap(
         "ab",
-        f'<div class="scroll" data-lm-suppress-shortcuts="true"><table role="table" {named_by}>'
+        f'<div class="scroll" data-lm-suppress-shortcuts="true">'
+        f'<table role="table" aria-label="{name}">'
         f'{title}<thead role="rowgroup"><tr role="row">{heads}</tr></thead>'
         f'<tbody role="rowgroup">{"".join(body)}</tbody></table></div>'
         + (f'<p class="note">{" ".join(notes)}</p>' if notes else ""),

@@ -77,17 +77,23 @@ def _log_spectrum(samples: np.ndarray, rate: int) -> tuple[np.ndarray, np.ndarra
     size = 2 ** round(np.log2(0.093 * rate))  # about 93 ms: tells neighbouring notes apart
     # About 700 columns are as many as a page shows.
     hop = max(size // 8, int(np.ceil(len(samples) / 700)))
-    transform = ShortTimeFFT(hann(size), hop, rate, scale_to="magnitude")
+    transform = ShortTimeFFT(hann(size), hop, rate, mfft=2 * size, scale_to="magnitude")
     if len(samples) < size:
         samples = np.pad(samples, (0, size - len(samples)))
-    magnitude = np.abs(transform.stft(samples.astype(np.float64)))
-    frames = np.arange(magnitude.shape[1]) + transform.p_min
-    keep = (frames >= 0) & (frames * hop < len(samples))
-    magnitude = magnitude[:, keep]
-    wanted = 55 * 2 ** (np.arange(0, np.log2(rate / 2 / 55), 1 / 24))
-    power = np.stack([np.interp(wanted, transform.f, column) for column in magnitude.T**2], axis=1)
+    power = np.abs(transform.stft(samples.astype(np.float64))) ** 2
+    frames = np.arange(power.shape[1]) + transform.p_min
+    power = power[:, (frames >= 0) & (frames * hop < len(samples))]
+    bands = 55 * 2 ** (np.arange(0, np.log2(rate / 2 / 55), 1 / 24))
+    # The strongest line within each band; below 200 Hz bands are narrower than the lines.
+    first, last = (np.searchsorted(transform.f, bands * 2**step) for step in (-1 / 48, 1 / 48))
+    strongest = np.stack(
+        [
+            power[i:j].max(0) if j > i else np.minimum(power[i - 1], power[i])
+            for i, j in zip(first, np.minimum(last, len(power)), strict=True)
+        ]
+    )
     # Amplitude of a sine is twice its one-sided magnitude: a full-scale sine reads 0 dB.
-    return 10 * np.log10(np.maximum(4 * power, 1e-12)), wanted, hop / rate
+    return 10 * np.log10(np.maximum(4 * strongest, 1e-12)), bands, hop / rate
 
 
 def _draw_spectrogram(ax: Any, samples: np.ndarray, rate: int, top: float | None = None) -> Any:

@@ -198,7 +198,7 @@ def _lanes(truth: Any, seconds: float) -> list[tuple | None]:
     facts, frames = truth.clip, truth.frames
     sections = facts.get("sections") or []
     bars = bar_times(frames.get("downbeat", ()))
-    ends = [*bars[1:], seconds]
+    ends = [*bars[1:], seconds][: len(bars)]
     bar_lane = "".join(
         _block(s, e, seconds, str(i), f"bar {i}", extra=f'data-bar="{i}"')
         for i, (s, e) in enumerate(zip(bars, ends, strict=True), 1)
