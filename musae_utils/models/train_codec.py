@@ -1,0 +1,162 @@
+"""Train the nano codec (``make nano``). Resumable: kill it and start it again.
+
+One can read it in a sitting: crops of scored music, log magnitudes in, 4 codes a frame, log
+magnitudes out. Codebooks are running means of what falls to them; one that nothing falls to is
+planted anew where the encoder is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm.auto import tqdm
+
+from musae_utils.models.nano import CODEC, build_codec, save_part
+from musae_utils.models.nano_data import training_audio
+from musae_utils.runs import save_json
+
+BATCH, CROP = 16, 1.6  # crops a step, seconds each
+RATE = 1.5e-3  # AdamW's peak learning rate
+WARMUP, CONTINUOUS = 200, 400  # steps; the quantiser joins after CONTINUOUS
+COMMITMENT = 0.25
+DECAY = 0.98  # of the codebooks' running means
+DEAD = 0.2  # a code used less often than this times the batch's mean use per code is planted anew
+
+
+def quantise(z: torch.Tensor, layers, train: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Residual vector quantisation of (N, dim) latents; updates the codebooks when training."""
+    residual, total, codes = z, torch.zeros_like(z), []
+    for layer in layers:
+        book = layer._codebook
+        distance = book.embed.pow(2).sum(1) - 2 * residual @ book.embed.T
+        code = distance.argmin(1)
+        if train:
+            n = len(book.embed)
+            count = torch.bincount(code, minlength=n).float()
+            sums = torch.zeros_like(book.embed).index_add_(0, code, residual)
+            book.cluster_size.lerp_(count, 1 - DECAY)
+            book.embed_avg.lerp_(sums, 1 - DECAY)
+            dead = book.cluster_size < DEAD * len(z) / n
+            if dead.any():
+                fresh = residual[torch.randint(len(residual), (int(dead.sum()),))]
+                mean_use = len(z) / n
+                book.embed_avg[dead], book.cluster_size[dead] = fresh * mean_use, mean_use
+            book.embed.copy_(book.embed_avg / book.cluster_size.clamp(min=1e-3)[:, None])
+        chosen = book.embed[code]
+        total, residual = total + chosen, residual - chosen
+        codes.append(code)
+    return total, codes
+
+
+def plant(z: torch.Tensor, layers, rounds: int = 8) -> None:
+    """k-means on (N, dim) latents, codebook after codebook."""
+    for layer in layers:
+        book = layer._codebook
+        n = len(book.embed)
+        centres = z[torch.randperm(len(z))[:n]].clone()
+        for _ in range(rounds):
+            code = (centres.pow(2).sum(1) - 2 * z @ centres.T).argmin(1)
+            count = torch.bincount(code, minlength=n).float()
+            sums = torch.zeros_like(centres).index_add_(0, code, z)
+            centres = torch.where(count[:, None] > 0, sums / count[:, None].clamp(min=1), centres)
+        book.embed.copy_(centres)
+        mean_use = BATCH * CROP * 50 / n
+        book.cluster_size.fill_(mean_use)
+        book.embed_avg.copy_(centres * mean_use)
+        book.inited.fill_(1)
+        z = z - centres[(centres.pow(2).sum(1) - 2 * z @ centres.T).argmin(1)]
+
+
+def crops(shards, rng: np.random.Generator) -> torch.Tensor:
+    """Random crops (BATCH, samples), with random level so that the codec hears soft and loud."""
+    n = int(CROP * CODEC["sample_rate"])
+    out = np.empty((BATCH, n), np.float32)
+    for i in range(BATCH):
+        shard = shards[rng.integers(len(shards))]
+        start = rng.integers(shard.shape[1] - n)
+        out[i] = shard[rng.integers(len(shard)), start : start + n]
+    gain = 10 ** (rng.uniform(-6, 6, (BATCH, 1)) / 20)
+    return torch.from_numpy((out / 32768 * gain).clip(-1, 1).astype(np.float32))
+
+
+def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> None:
+    torch.set_num_threads(1)  # two hyperthreads of one core are no faster, and stall beside others
+    torch.manual_seed(seed)
+    data = training_audio(folder, shards)
+    codec = build_codec({})
+    encoder, decoder, layers = codec.encoder, codec.decoder, codec.quantizer.vq.layers
+    parameters = [*encoder.parameters(), *decoder.parameters()]
+    optimiser = torch.optim.AdamW(parameters, RATE, betas=(0.8, 0.99), weight_decay=0.01)
+    checkpoint, step, spent, history = folder / "codec.pt", 0, 0.0, []
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        codec.load_state_dict(saved["model"])
+        optimiser.load_state_dict(saved["optimiser"])
+        step, spent, history = saved["step"], saved["seconds"], saved["history"]
+    began, running = time.time() - spent, None
+    bar = tqdm(total=steps, initial=step, desc="codec", unit="step", mininterval=10)
+    while step < steps:
+        torch.manual_seed(seed * 1_000_003 + step)  # a resumed run draws what it would have drawn
+        rate = RATE * min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        for group in optimiser.param_groups:
+            group["lr"] = rate + 1e-6
+        audio = crops(data, np.random.default_rng([seed, step]))
+        with torch.no_grad():
+            x = encoder.spectrum.analyse(audio)
+        with torch.autocast("cpu", torch.bfloat16):
+            z = encoder.from_spectrum(x)
+        flat = z.float().transpose(1, 2).reshape(-1, z.shape[1])
+        commitment = torch.zeros(())
+        if step == CONTINUOUS:
+            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+                many = [encoder.from_spectrum(encoder.spectrum.analyse(
+                    crops(data, np.random.default_rng([seed, 10**6 + i])))) for i in range(16)]
+            plant(torch.cat([m.float().transpose(1, 2).reshape(-1, z.shape[1]) for m in many]), layers)
+        if step >= CONTINUOUS:
+            with torch.no_grad():
+                quantised, _ = quantise(flat, layers, train=True)
+            commitment = (flat - quantised).pow(2).mean()
+            passed = flat + (quantised - flat).detach()
+            z = passed.view(len(audio), -1, z.shape[1]).transpose(1, 2)
+        with torch.autocast("cpu", torch.bfloat16):
+            y = decoder.to_spectrum(z)
+        # Loud bins weigh more: a quiet partial that is 3 dB off is not heard, a loud one is.
+        weight = 0.4 + 0.3 * (x - x.min())
+        loss = ((y.float() - x).abs() * weight).mean()
+        (loss + COMMITMENT * commitment).backward()
+        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimiser.step()
+        optimiser.zero_grad(set_to_none=True)
+        running = loss.item() if running is None else 0.99 * running + 0.01 * loss.item()
+        if not math.isfinite(running):
+            raise FloatingPointError(f"The codec's loss is {running} at step {step}: lower the rate.")
+        step += 1
+        bar.update()
+        if step % 200 == 0 or step == steps:
+            bar.set_postfix(loss=f"{running:.4f}", commit=f"{commitment.item():.4f}")
+            history.append({"step": step, "loss": running, "seconds": time.time() - began})
+        if step % 500 == 0 or step == steps:
+            state = {"model": codec.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
+                     "seconds": time.time() - began, "history": history}  # fmt: skip
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+    recipe = {"steps": steps, "batch": BATCH, "crop_seconds": CROP, "rate": RATE, "seed": seed,
+              "clips": shards * 100, "seconds": round(time.time() - began), "history": history}  # fmt: skip
+    out.mkdir(parents=True, exist_ok=True)
+    save_part(out, "codec", codec, {"architecture": CODEC, "recipe": recipe})
+    save_json(folder / "codec-history.json", history)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/nano"), help="work and checkpoints")
+    parser.add_argument("--out", type=Path, default=Path("data/nano"))
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--shards", type=int, default=30, help="of 100 clips of 30 s")
+    arguments = parser.parse_args()
+    train(arguments.folder, arguments.out, arguments.steps, arguments.shards)

@@ -1,0 +1,166 @@
+"""Train the nano language model (``make nano``). Resumable: kill it and start it again.
+
+The codec's codes of scored music, captions told anew on every pass, the delay pattern of MusicGen,
+next-token cross-entropy. Muon (Jordan et al., 2024) moves the transformer's matrices, AdamW the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from musae_utils.models.nano import LM, VOCABULARY, build_lm, load_part, save_part
+from musae_utils.models.nano_data import SECONDS, SHARD, audio_shard, training_captions
+
+SHORT = (6, 500)  # rows and frames of most steps: 10 s
+LONG, LONG_EVERY = (2, 1500), 4  # every fourth step sees whole 30 s clips: form and returns
+FROM_THE_START = 0.5  # share of short rows that begin where the piece begins
+MUON_RATE, ADAM_RATE, WARMUP = 0.02, 3e-3, 100
+CODEBOOK_WEIGHTS = (1.6, 1.0, 0.8, 0.6)  # the first says most of what is heard
+
+
+def code_shard(folder: Path, index: int, codec) -> np.ndarray:
+    """Codes of one shard: int16, shape (100, 4, 1500)."""
+    path = folder / f"codes-{index:04d}.npy"
+    if not path.exists():
+        audio = audio_shard(folder, index)
+        codes = []
+        with torch.no_grad():
+            for start in range(0, SHARD, 10):
+                batch = torch.from_numpy(audio[start : start + 10].astype(np.float32) / 32768)
+                codes.append(codec.encode(batch[:, None])[0].to(torch.int16))
+        partial = folder / f".{path.name}.{os.getpid()}"
+        with open(partial, "wb") as f:
+            np.save(f, torch.cat(codes).numpy())
+        os.replace(partial, path)
+    return np.load(path, mmap_mode="r")
+
+
+def sequence_of(lm, codes: torch.Tensor) -> torch.Tensor:
+    """(B, K, T) codes to the delayed sequence (B, K, S) that the transformer reads."""
+    pattern = lm.pattern_provider.get_pattern(codes.shape[-1])
+    return pattern.build_pattern_sequence(codes, lm.special_token_id)[0]
+
+
+def cross_entropies(lm, codes: torch.Tensor, prompts: list[str | None]) -> torch.Tensor:
+    """Mean cross-entropy of each codebook in nats, shape (K,)."""
+    sequence = sequence_of(lm, codes)
+    provider = lm.condition_provider
+    tokens = provider.conditioners["description"].tokenize(prompts)
+    conditions = provider({"description": tokens})
+    logits = lm(sequence[..., :-1], [], conditions)
+    losses = []
+    for k in range(codes.shape[1]):
+        target = sequence[:, k, 1:]
+        target = target.masked_fill(target == lm.special_token_id, -100)
+        losses.append(F.cross_entropy(logits[:, k].flatten(0, 1).float(), target.flatten()))
+    return torch.stack(losses)
+
+
+def optimisers(lm):
+    """Muon for the transformer's matrices, AdamW for embeddings, heads, norms and biases."""
+    inside = [p for p in lm.transformer.parameters() if p.ndim == 2]
+    known = {id(p) for p in inside}
+    rest = [p for p in lm.parameters() if id(p) not in known]
+    return [
+        torch.optim.Muon(inside, lr=MUON_RATE, momentum=0.95, weight_decay=0.01,
+                         adjust_lr_fn="original"),
+        torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.01),
+    ]  # fmt: skip
+
+
+class Pieces:
+    """Training clips' codes and captions, drawn by step number alone."""
+
+    def __init__(self, folder: Path, shards: int, codec):
+        self.codes = [code_shard(folder, i, codec)
+                      for i in tqdm(range(shards), desc="encoding", unit="shard")]  # fmt: skip
+        self.captions: dict[int, list[list[str]]] = {}
+
+    def caption(self, shard: int, row: int, rng) -> str:
+        if shard not in self.captions:  # four tellings of each clip, made when first needed
+            tell = np.random.default_rng([shard, 5])
+            self.captions[shard] = [training_captions(shard, tell) for _ in range(4)]
+        return self.captions[shard][rng.integers(4)][row]
+
+    def batch(self, rng, rows: int, frames: int):
+        codes, prompts = [], []
+        for _ in range(rows):
+            shard, row = int(rng.integers(len(self.codes))), int(rng.integers(SHARD))
+            last = SECONDS * 50 - frames
+            start = 0 if rng.random() < FROM_THE_START else int(rng.integers(last + 1))
+            codes.append(self.codes[shard][row, :, start : start + frames].astype(np.int64))
+            dropped = rng.random() < LM["guidance_dropout"]
+            prompts.append(None if dropped else self.caption(shard, row, rng))
+        return torch.from_numpy(np.stack(codes)), prompts
+
+
+def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> None:
+    torch.set_num_threads(1)  # two hyperthreads of one core are no faster, and stall beside others
+    torch.manual_seed(seed)
+    pieces = Pieces(folder, shards, load_part(out, "codec"))
+    lm = build_lm({}).train()
+    weights = torch.tensor(CODEBOOK_WEIGHTS) / sum(CODEBOOK_WEIGHTS)
+    both = optimisers(lm)
+    peaks = [group["lr"] for o in both for group in o.param_groups]
+    checkpoint, step, spent, history = folder / "lm.pt", 0, 0.0, []
+    if checkpoint.exists():
+        saved = torch.load(checkpoint, weights_only=True)
+        lm.load_state_dict(saved["model"])
+        for o, state in zip(both, saved["optimisers"], strict=True):
+            o.load_state_dict(state)
+        step, spent, history = saved["step"], saved["seconds"], saved["history"]
+    began, running = time.time() - spent, None
+    bar = tqdm(total=steps, initial=step, desc="lm", unit="step", mininterval=10)
+    while step < steps:
+        rng = np.random.default_rng([seed, step])  # a resumed run draws what it would have drawn
+        codes, prompts = pieces.batch(rng, *(LONG if step % LONG_EVERY == 0 else SHORT))
+        scale = min(1, (step + 1) / WARMUP) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
+        for peak, group in zip(peaks, (g for o in both for g in o.param_groups), strict=True):
+            group["lr"] = peak * scale
+        with torch.autocast("cpu", torch.bfloat16):
+            losses = cross_entropies(lm, codes, prompts)
+        (losses * weights).sum().backward()
+        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
+        for o in both:
+            o.step()
+            o.zero_grad(set_to_none=True)
+        now = losses.detach()
+        running = now if running is None else 0.98 * running + 0.02 * now
+        if not torch.isfinite(running).all():
+            raise FloatingPointError(f"The loss is {running.tolist()} at step {step}: lower the rates.")
+        step += 1
+        bar.update()
+        if step % 50 == 0 or step == steps:
+            shown = [round(v, 3) for v in running.tolist()]
+            bar.set_postfix_str(" ".join(map(str, shown)))
+            history.append({"step": step, "nats": shown, "seconds": time.time() - began})
+        if step % 250 == 0 or step == steps:
+            state = {"model": lm.state_dict(), "optimisers": [o.state_dict() for o in both],
+                     "step": step, "seconds": time.time() - began, "history": history}  # fmt: skip
+            torch.save(state, checkpoint.with_suffix(".tmp"))
+            checkpoint.with_suffix(".tmp").replace(checkpoint)
+    recipe = {"steps": steps, "short": SHORT, "long": LONG, "muon_rate": MUON_RATE,
+              "adam_rate": ADAM_RATE, "codebook_weights": CODEBOOK_WEIGHTS, "seed": seed,
+              "clips": shards * SHARD, "seconds": round(time.time() - began),
+              "history": history[:: max(1, len(history) // 100)]}  # fmt: skip
+    architecture = LM | {"vocabulary": list(VOCABULARY)}
+    save_part(out, "lm", lm, {"architecture": architecture, "recipe": recipe})
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--folder", type=Path, default=Path("runs/nano"), help="work and checkpoints")
+    parser.add_argument("--out", type=Path, default=Path("data/nano"))
+    parser.add_argument("--steps", type=int, default=8000)
+    parser.add_argument("--shards", type=int, default=100, help="of 100 clips of 30 s")
+    arguments = parser.parse_args()
+    train(arguments.folder, arguments.out, arguments.steps, arguments.shards)
