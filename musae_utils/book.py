@@ -622,7 +622,7 @@ def make_book(
     with runs.Run(out / "executed" / name, asked) as run:
         for chapter in chapters:
             chapter.key = key(chapter, shared)
-            if run.has(f"{chapter.name}.json"):
+            if run.has(f"{chapter.name}.json") and run.has(chapter.path.name):
                 chapter.record = runs.load_json(run.path(f"{chapter.name}.json"))
         failed = run_chapters(chosen, run)
         begun = time.monotonic()

@@ -1,0 +1,31 @@
+"""What several test modules share: the book itself, built once."""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass
+class Built:
+    """A finished `make book`: what it printed, how it ended and where the site is."""
+
+    printed: str
+    status: int
+    site: Path
+
+
+@pytest.fixture(scope="session")
+def smoke_book() -> Built:
+    """Every chapter in the smoke profile and the site, as a reader's `make book` makes them.
+
+    Chapters whose sources have not changed since the last test run are not run again.
+    """
+    out = ROOT / "_build" / "test"
+    command = [sys.executable, "-m", "musae_utils.book", "--profile", "smoke", "--out", str(out)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    return Built(done.stdout + done.stderr, done.returncode, out / "_build" / "html")
