@@ -161,7 +161,7 @@ def _not_to_be_had(what: str, error: Exception) -> str:
 
 def _folder(name: str) -> Path:
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         return folder
     if folder.is_file():
         raise ValueError(f"{name} is a file: give the folder that holds the model.")

@@ -10,7 +10,8 @@ patch                          needed by           because
 `stub_xformers`                audiocraft 1.3.0    imports xformers for functions torch has
 `stub_torchaudio_extension`    torchaudio 2.11.0   a CUDA build cannot load its C library beside
                                                    a torch without CUDA
-`quiet_warnings`               audiocraft 1.3.0    its codec uses torch's deprecated weight_norm
+`quiet`                        audiocraft 1.3.0,   its codec uses torch's deprecated weight_norm;
+                               transformers 5      a progress bar over weights read in no time
 `stub_demucs`                  audiocraft 1.3.0    MusicGen-melody wants a stem separator even
                                                    where only text is used
 `load_safely`                  audiocraft 1.3.0    an environment variable decides whether its
@@ -106,13 +107,21 @@ def stub_torchaudio_extension() -> None:
         importlib.import_module("torchaudio")
 
 
-def quiet_warnings() -> None:
+def quiet() -> None:
     """Silence what neither a reader nor this package can act on.
 
     audiocraft 1.3.0 builds its codec with ``torch.nn.utils.weight_norm``, deprecated since torch
-    2.0; checkpoints depend on its parameter names.
+    2.0; checkpoints depend on its parameter names. transformers 5 shows a progress bar whenever it
+    reads weights; huggingface_hub's bar over a download, which does take time, stays.
     """
+    import huggingface_hub
+    import transformers
+
     warnings.filterwarnings("ignore", message=r".*weight_norm. is deprecated.*")
+    downloads_shown = not huggingface_hub.utils.are_progress_bars_disabled()
+    transformers.utils.logging.disable_progress_bar()
+    if downloads_shown:
+        huggingface_hub.utils.enable_progress_bars()
 
 
 def stub_demucs() -> None:
@@ -179,7 +188,9 @@ def read_checkpoint(file: str | Path, device: str | torch.device = "cpu") -> dic
                 f"({_first_sentence_with(str(error), 'GLOBAL', 'Unsupported')})."
             ) from None
         raise ValueError(f"{file} is damaged or not a torch checkpoint: fetch it again.") from None
-    except (RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError):
+    except PermissionError:
+        raise ValueError(f"{file} may not be read: see its permissions.") from None
+    except (OSError, RuntimeError, EOFError, KeyError, ValueError, AttributeError, TypeError):
         raise ValueError(f"{file} is damaged or not a torch checkpoint: fetch it again.") from None
 
 
@@ -274,7 +285,7 @@ def stream_in_place() -> None:
 PATCHES = (
     stub_xformers,
     stub_torchaudio_extension,
-    quiet_warnings,
+    quiet,
     stub_demucs,
     load_safely,
     stream_in_place,

@@ -22,6 +22,7 @@ from musae_utils.music.clip import Clip
 Audio = np.ndarray | torch.Tensor | Clip | Sequence[Clip] | Sequence[np.ndarray]
 Prompts = str | None | Sequence[str | None]
 
+_LONGEST_PROMPT = 2000  # characters; T5's attention grows with their square
 _ROWS_AT_ONCE = 8  # of a batch through the codec, whose activations are large
 
 
@@ -278,9 +279,18 @@ class MusicModel:
         Warns
         -----
         UserWarning
-            A word that the text conditioner does not know, and which therefore says nothing.
+            A word that the text conditioner does not know, and which therefore says nothing; a
+            prompt of more than 2,000 characters, of which the rest is not read.
         """
         prompts = _prompt_list(prompts)
+        longest = max(len(prompt or "") for prompt in prompts)
+        if longest > _LONGEST_PROMPT:
+            warnings.warn(
+                f"A prompt has {longest:,} characters: only the first {_LONGEST_PROMPT:,} are "
+                "read.",
+                stacklevel=2,
+            )
+            prompts = [prompt and prompt[:_LONGEST_PROMPT] for prompt in prompts]
         self._mention_unknown_words(prompts)
         provider = self.lm.condition_provider
         rows = [*prompts, *[None] * len(prompts)] if guided else prompts
