@@ -45,12 +45,14 @@ def segments(values: Sequence[Any], rate: float = FRAME_RATE) -> list[tuple[floa
 
 
 def bar_times(phase: Sequence[float], rate: float = FRAME_RATE) -> list[float]:
-    """Times in seconds at which a phase track in [0, 1) starts a new turn."""
+    """Times in seconds at which a phase track in [0, 1) starts a new turn, between frames too."""
     phase = np.asarray(phase, dtype=float)
-    if not len(phase):
+    if len(phase) < 2:
         return []
-    first = [0] if phase[0] < 1e-6 or (len(phase) > 1 and phase[0] < phase[1] - phase[0]) else []
-    return [i / rate for i in first + list(np.flatnonzero(np.diff(phase) < -0.5) + 1)]
+    step = np.median(np.diff(phase)[np.diff(phase) > 0]) if (np.diff(phase) > 0).any() else np.inf
+    turns = np.flatnonzero(np.diff(phase) < 0) + 1
+    turns = np.r_[0, turns] if phase[0] < step else turns
+    return [max(0.0, float(i - phase[i] / step) / rate) for i in turns]
 
 
 def key_name(tonic: int, mode: int) -> str:
@@ -176,7 +178,7 @@ def _block(
 ) -> str:
     left, width = 100 * start / seconds, 100 * (end - start) / seconds
     return (
-        f'<b data-from="{start:.2f}" data-to="{end:.2f}" title="{escape(title)}" {extra} '
+        f'<b data-from="{start:.3f}" data-to="{end:.3f}" title="{escape(title)}" {extra} '
         f'style="left:{left:.2f}%;width:{width:.2f}%;{style}">{escape(text)}</b>'
     )
 
