@@ -221,7 +221,9 @@ def test_every_source_is_in_the_references_once_and_complete():
 def test_licence_and_citation_agree():
     citation = yaml.safe_load(read("CITATION.cff"))
     project = tomllib.loads(read("pyproject.toml"))["project"]
-    assert citation["version"] == project["version"] == importlib.metadata.version("musae")
+    from musae_utils import __version__
+
+    assert citation["version"] == project["version"] == __version__
     assert citation["license"] == project["license"] == "MIT"
     assert "MIT License" in read("LICENSE") and "The MuSAE authors" in read("LICENSE")
 
