@@ -31,6 +31,7 @@ $(READY): requirements.lock pyproject.toml
 	       "or name it: make env PYTHON=/path/to/python3.11"; exit 1; }; \
 	$(PY) -m pip --version >/dev/null 2>&1 || "$$py" -m venv --clear $(VENV) || { \
 	  echo "$$py could not make an environment in $(VENV) (on Debian: apt install python3.11-venv)."; exit 1; }
+	@echo "Making the environment in $(VENV): the first time takes minutes and several GB."
 	$(PY) -m pip install --quiet --disable-pip-version-check torch==$(TORCH)
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps -r requirements.lock
 	$(PY) -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .

@@ -82,11 +82,14 @@ class Chapter:
         return self._heading()[1]
 
     def _heading(self) -> tuple[str, str]:
-        text = "\n".join(c.source for c in self.notebook.cells[:3] if c.cell_type == "markdown")
-        found = re.search(r"^# +(.+?)\s*(?:\n\s*\n?([^\n#][^\n]*\?)\W*$|$)", text, re.MULTILINE)
+        cells = [cell.source for cell in self.notebook.cells[:3] if cell.cell_type == "markdown"]
+        text = re.sub(r"^> ?", "", "\n\n".join(cells), flags=re.MULTILINE)
+        found = re.search(r"^# +(.+?) *$", text, re.MULTILINE)
         if not found:
             raise BookError(f"{self.path.name} does not begin with a title ('# …').")
-        return re.sub(r"^\d+\W+", "", found[1]), (found[2] or "").strip(" *_>")
+        title = re.sub(r"^\d+\W+", "", found[1])
+        first = " ".join(text[found.end() :].strip().split("\n\n")[0].split()).strip(" *_")
+        return title, first if first.endswith("?") else ""
 
 
 def load_chapters(root: Path) -> list[Chapter]:
@@ -282,7 +285,6 @@ def execute(chapter: Chapter, run: runs.Run) -> None:
     """Run one chapter, in its own folder as JupyterLab does; keep the notebook and a record."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
-    from traitlets.config import Config
 
     logging.getLogger("papermill").setLevel(logging.ERROR)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
@@ -298,7 +300,7 @@ def execute(chapter: Chapter, run: runs.Run) -> None:
                 kernel_name="python3",
                 progress_bar=False,
                 cwd=str(chapter.path.parent),
-                config=Config({"KernelManager": {"transport": "ipc"}}),  # no open TCP ports
+                extra_arguments=["--log-level=ERROR"],  # the kernel's own remarks, not the code's
             )
         error = hollow_outputs(nbformat.read(partial, as_version=4))
     except PapermillExecutionError as failure:
@@ -435,8 +437,7 @@ def chapter_table(chapters: Sequence[Chapter]) -> str:
     if not chapters:
         return ""
     rows = [
-        f"| {c.number} | [{c.title}](../notebooks/{c.path.name}) | {c.question} | {_took(c)} |"
-        for c in chapters
+        f"| {c.number} | {_link(c, c.title)} | {_cell(c.question)} | {_took(c)} |" for c in chapters
     ]
     return "\n".join(["| | Chapter | Its question | Ran in |", "|--|--|--|--:|", *rows])
 
@@ -454,7 +455,7 @@ def status_page(root: Path, chapters: Sequence[Chapter], about: str) -> str:
         lines += ["| Chapter | State | Took | Finished |", "|--|--|--:|--|"]
         for c in chapters:
             finished = c.record.get("finished", "").replace("T", " ")[:16]
-            link = f"[{c.number} {c.title}](../notebooks/{c.path.name})"
+            link = _link(c, f"{c.number} {c.title}")
             lines.append(f"| {link} | {c.state} | {_took(c)} | {finished} |")
         total = sum(c.record.get("seconds", 0) for c in chapters)
         lines += ["", f"All of them together took {_clock(total)} on this machine."]
@@ -522,6 +523,14 @@ def build_site(source: Path, out: Path) -> None:
 
 def _clock(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 60 else f"{int(seconds // 60)}:{int(seconds % 60):02d}"
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def _link(chapter: Chapter, text: str) -> str:
+    return f"[{_cell(text)}](../notebooks/{chapter.path.name})"
 
 
 def _took(chapter: Chapter) -> str:

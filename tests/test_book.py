@@ -92,7 +92,8 @@ def test_a_file_that_is_no_notebook_is_named(root):
     [
         ("# Title\n\n**What is it?**\n\nText.", "Title", "What is it?"),
         ("# 01 · Title\n\nWhat is it?", "Title", "What is it?"),
-        ("# Title\n\nNo question.", "Title", ""),
+        ("# Title\n\n> *What is it\n> and why?*\n\nText.", "Title", "What is it and why?"),
+        ("# Title\n\nNo question.\n\nBut this?", "Title", ""),
         ("# Title", "Title", ""),
     ],
 )
