@@ -48,7 +48,7 @@ class BookError(Exception):
 # -- chapters ------------------------------------------------------------------------------------
 
 
-@dataclass
+@dataclass(eq=False)
 class Chapter:
     """One notebook of the book, and what became of it in this profile and with this model."""
 
@@ -231,11 +231,11 @@ def key(chapter: Chapter, shared: str) -> str:
 
 def shared_hash(root: Path) -> str:
     """Hash the package (this module apart), ``data/`` and the lock file."""
-    files = [*root.glob("musae_utils/**/*.py"), *root.glob("data/**/*"), root / "requirements.lock"]
+    files = [*root.glob("musae_utils/**/*"), *root.glob("data/**/*"), root / "requirements.lock"]
     return _digest(
         [str(path.relative_to(root)), runs.sha256(path)]
         for path in sorted(files)
-        if path.is_file() and path.name != "book.py" and ".ipynb_checkpoints" not in path.parts
+        if path.is_file() and path.name != "book.py" and "__pycache__" not in path.parts
     )
 
 
