@@ -105,10 +105,16 @@ class Clip:
         return show.player(self.audio, self.sample_rate, title=self.name, caption=self.caption)
 
     def plot(self):
-        """The piano roll with everything known about the clip, and a playhead, as HTML."""
+        """The piano roll with everything known about the clip, and a playhead, as HTML.
+
+        A recording, of which nothing is known, is drawn as its spectrogram.
+        """
         from musae_utils import show
 
-        return show.piano_roll(self)
+        if self.truth is not None:
+            return show.piano_roll(self)
+        alt = f"Spectrogram of {self.name}, {self.seconds:.1f} seconds."
+        return show.figure(show.clip_figure(self), alt)
 
     def __repr__(self) -> str:
         known = "no truth (a recording)"
