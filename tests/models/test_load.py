@@ -315,6 +315,18 @@ def test_nano_means_the_shipped_folder(nano_folder, monkeypatch):
         models.load()
 
 
+@pytest.mark.skipif(not (models.NANO_FOLDER / "lm.safetensors").exists(), reason="not trained yet")
+def test_the_shipped_nano_plays():
+    model = models.load(device="cpu")
+    assert (model.sample_rate, model.frame_rate, model.max_seconds) == (16000, 50, 30)
+    result = model.generate(["slow piano in D minor", None], seconds=0.5)
+    assert result.audio.shape == (2, 8000) and result.audio.isfinite().all()
+    alone = model.generate(["slow piano in D minor"], seconds=0.5)
+    assert torch.equal(alone.codes[0], result.codes[0])
+    with pytest.warns(UserWarning, match="nano does not know 'theremin'"):
+        model.conditions(["slow theremin"])
+
+
 @pytest.mark.parametrize("file", models.NANO_FILES)
 def test_truncated_nano_files_are_named(nano_folder, file):
     path = nano_folder / file
