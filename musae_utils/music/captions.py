@@ -44,7 +44,7 @@ def caption(truth: Truth, rng: np.random.Generator, keep: float = 0.7) -> str:
     truth : Truth
     rng : numpy Generator
     keep : float
-        In [0, 1]; 1 mentions everything.
+        In [0, 1]; 1 mentions everything, and finer points (metre, form, …) are told with ``keep²``.
 
     Returns
     -------
@@ -65,7 +65,10 @@ def caption(truth: Truth, rng: np.random.Generator, keep: float = 0.7) -> str:
         said.append(choose(("in {}", "key of {}", "{}")).format(c["key"]))
     if c.get("tempo") and say():
         mark = min(TEMPI, key=lambda t: abs(t - c["tempo"]))
-        said.append(choose((f"{mark} bpm", f"{tempo_word(mark)} {mark} bpm", tempo_word(mark))))
+        word = tempo_word(c["tempo"])
+        wordings = (f"{mark} bpm", f"{word} {mark} bpm", word)
+        # A tempo beyond the marks is not given a wrong number.
+        said.append(choose(wordings if abs(mark / c["tempo"] - 1) < 0.04 else (word,) * 3))
     if c.get("drums") is not None and say():
         said.append(choose(("with drums", "drums")) if c["drums"] else choose(("no drums", "without drums")))
     for key, words in (
@@ -77,7 +80,7 @@ def caption(truth: Truth, rng: np.random.Generator, keep: float = 0.7) -> str:
         ("texture", {"block": ("block chords",), "arpeggio": ("arpeggio",), "alberti": ("alberti bass",),
                      "pad": ("sustained chords",)}),
     ):  # fmt: skip
-        if c.get(key) in words and rng.random() < keep * 0.7:
+        if c.get(key) in words and rng.random() < keep * keep:  # finer points are told less often
             said.append(choose(words[c[key]]))
     rng.shuffle(said)
     return ", ".join(said) if said else "music"

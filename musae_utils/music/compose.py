@@ -36,13 +36,17 @@ PROGRAMS = {
     "flute": (73, 75, 74, 72),
     "mallet": (11, 12, 13, 8),
 }
+#: General MIDI groups its programs in eights; 48-51 are string ensembles.
+FAMILY_OF_EIGHT = {0: "piano", 1: "mallet", 2: "organ", 3: "guitar", 5: "strings", 7: "brass",
+                   8: "reed", 9: "flute"}  # fmt: skip
 ACCOMPANIMENTS = (0, 24, 48)  # piano, nylon guitar, string ensemble
 BASSES = (32, 33)  # acoustic and fingered bass
 
 MAJOR = (0, 2, 4, 5, 7, 9, 11)
 MINOR = (0, 2, 3, 5, 7, 8, 10)
 #: Chord qualities on each degree (0 major, 1 minor, 2 diminished, 3 dominant seventh).
-DEGREE_QUALITY = ((0, 1, 1, 0, 3, 1, 2), (1, 2, 0, 1, 3, 0, 0))
+#: The dominant is a plain triad: the accompaniment plays no sevenths.
+DEGREE_QUALITY = ((0, 1, 1, 0, 0, 1, 2), (1, 2, 0, 1, 0, 0, 0))
 CHORD_TONES = ((0, 4, 7), (0, 3, 7), (0, 3, 6), (0, 4, 7, 10))
 #: Where a degree likes to go next (functional harmony; V goes home).
 NEXT = {0: (3, 4, 5, 1), 1: (4, 4, 3), 2: (5, 3), 3: (4, 0, 1, 4), 4: (0, 0, 5), 5: (3, 1, 4)}
@@ -56,7 +60,7 @@ class Spec:
     mode: int | None = None  # 0 major, 1 minor
     tempo: float | None = None  # BPM, 40-240
     metre: int | None = None  # beats in a bar: 3 or 4
-    family: str | None = None  # lead instrument, one of FAMILIES
+    family: str | None = None  # lead instrument, one of FAMILIES; a fixed program decides it
     program: int | None = None  # General MIDI program 0-127; within the family when drawn
     drums: bool | None = None
     form: str | None = None  # one of FORMS
@@ -78,6 +82,11 @@ class Spec:
             if value is not None and value not in allowed:
                 listed = allowed if not isinstance(allowed, range) else f"0 to {allowed[-1]}"
                 raise ValueError(f"{name} is {value!r}; it can be one of {listed}, or None to draw it.")
+        if self.family and self.program is not None and family_of(self.program) != self.family:
+            raise ValueError(
+                f"program {self.program} is not of the family {self.family} but of "
+                f"{family_of(self.program) or 'none'}; fix one of the two."
+            )
         if self.tempo is not None and not 40 <= self.tempo <= 240:
             raise ValueError(f"tempo is {self.tempo}; it can be 40 to 240 beats a minute.")
         if not 5 <= self.seconds <= 40:
@@ -99,6 +108,8 @@ class Spec:
         for name, value in draw.items():
             if values[name] is None:
                 values[name] = value
+        if self.program is not None:
+            values["family"] = family_of(self.program)
         if values["program"] is None:
             values["program"] = PROGRAMS[values["family"]][3 if held_out_presets else which]
         return Spec(**values)
@@ -111,7 +122,7 @@ class Score:
     Attributes
     ----------
     spec : Spec
-        With every field filled in.
+        With every field filled in (family stays None for a program of no family).
     notes : list of Note
     programs : dict
         General MIDI program of each role (``melody``, ``harmony``, ``bass``).
@@ -128,6 +139,11 @@ class Score:
     chords: list[dict] = field(default_factory=list)
     sections: list[dict] = field(default_factory=list)
     statements: list[dict] = field(default_factory=list)
+
+
+def family_of(program: int) -> str | None:
+    """The family of a General MIDI program (0-127), or None outside `FAMILIES`."""
+    return "strings" if 48 <= program <= 51 else FAMILY_OF_EIGHT.get(program // 8)
 
 
 def key_name(tonic: int, mode: int) -> str:
@@ -287,7 +303,7 @@ def _plan_section(label: str, bars: int, spec: Spec, rng: np.random.Generator) -
 
 
 def _write_bar(score, plan, b, at, occurrence, seen, drum_pattern, rng) -> None:
-    spec, beat, bar = score.spec, score.beat, score.spec.metre * score.beat
+    spec, bar = score.spec, score.spec.metre * score.beat
     degree = plan["chords"][b]
     root, quality, tones = chord_pitch_classes(spec.tonic, spec.mode, degree)
     score.chords.append({"start": at, "end": at + bar, "root": root, "quality": quality})

@@ -102,6 +102,10 @@ def make_many(
     """
     if split not in SPLIT_SEEDS:
         raise ValueError(f"split is {split!r}; it can be one of {', '.join(SPLIT_SEEDS)}.")
+    if n < 0 or seed < 0 or seed + n > 1_000_000_000:
+        raise ValueError(
+            f"n is {n} and seed is {seed}; both count from 0, and a split ends at number 1,000,000,000."
+        )
     clips = []
     for i in range(n):
         number = SPLIT_SEEDS[split] + seed + i

@@ -107,7 +107,9 @@ def note_frames(notes: list[Note], n_frames: int) -> dict[str, np.ndarray]:
     melody = np.full(n_frames, -1, np.int16)
     drums = np.zeros(n_frames, bool)
     for note in notes:
-        span = slice(int(note.start * FRAME_RATE), max(int(np.ceil(note.end * FRAME_RATE)), 1))
+        # Frames that the note touches; the margin keeps 0.58 s * 50 = 28.999… in frame 29.
+        first = int(note.start * FRAME_RATE + 1e-6)
+        span = slice(first, max(int(np.ceil(note.end * FRAME_RATE - 1e-6)), first + 1))
         if note.role == "drums":
             drums[min(span.start, n_frames - 1)] = True
             continue
@@ -127,8 +129,9 @@ def truth_of(score: Score, audio: np.ndarray) -> Truth:
         "mode": np.full(n, spec.mode, np.int16),
         "tempo": np.full(n, spec.tempo, np.float32),
         "family": np.full(n, FAMILIES.index(spec.family) if spec.family else -1, np.int16),
-        "beat": (beats % 1.0).astype(np.float32),
-        "downbeat": (beats / spec.metre % 1.0).astype(np.float32),
+        # Once more modulo 1: single precision rounds 0.99999999 up.
+        "beat": (beats % 1.0).astype(np.float32) % 1,
+        "downbeat": (beats / spec.metre % 1.0).astype(np.float32) % 1,
         "loudness": frame_loudness(audio, SAMPLE_RATE, n),
         **note_frames(score.notes, n),
     }
