@@ -56,7 +56,7 @@ def stub_xformers() -> None:
 
     Of its functions only `unbind` is called, by every self-attention. The mask is only created:
     audiocraft tells torch "causal" by its presence. The profiler module is asked for in every
-    attention call, and a failing import there costs more than the attention's own arithmetic.
+    self-attention call, and an import that fails is not remembered: it would be searched anew.
     """
     if "xformers" in sys.modules or importlib.util.find_spec("xformers"):
         return
@@ -218,8 +218,7 @@ def stream_in_place() -> None:
     """Generate without copying the key/value cache at every step.
 
     audiocraft 1.3.0 appends with ``torch.cat``, which copies all earlier keys and values, and
-    projects the text anew at every step. On a CPU this is three quarters of the nano model's
-    time. Here the cache grows by pages and the text's keys and values are kept; the numbers are
+    projects the text anew at every step. On a CPU this is two thirds of the nano model's time. Here the cache grows by pages and the text's keys and values are kept; the numbers are
     the same. Outside generation, and where gradients are wanted, audiocraft's own code runs.
     """
     from audiocraft.modules import transformer
