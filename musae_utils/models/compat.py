@@ -218,8 +218,9 @@ def stream_in_place() -> None:
     """Generate without copying the key/value cache at every step.
 
     audiocraft 1.3.0 appends with ``torch.cat``, which copies all earlier keys and values, and
-    projects the text anew at every step. On a CPU this is two thirds of the nano model's time. Here the cache grows by pages and the text's keys and values are kept; the numbers are
-    the same. Outside generation, and where gradients are wanted, audiocraft's own code runs.
+    projects the text anew at every step. On a CPU this is two thirds of the nano model's time.
+    Here the cache grows by pages and the text's keys and values are kept; the numbers are the
+    same. Outside generation, and where gradients are wanted, audiocraft's own code runs.
     """
     from audiocraft.modules import transformer
 
