@@ -70,15 +70,16 @@ def caption(truth: Truth, rng: np.random.Generator, keep: float = 0.7) -> str:
         # A tempo beyond the marks is not given a wrong number.
         said.append(choose(wordings if abs(mark / c["tempo"] - 1) < 0.04 else (word,) * 3))
     if c.get("drums") is not None and say():
-        said.append(choose(("with drums", "drums")) if c["drums"] else choose(("no drums", "without drums")))
+        wordings = ("with drums", "drums") if c["drums"] else ("no drums", "without drums")
+        said.append(choose(wordings))
     for key, words in (
         ("metre", {3: ("waltz", "in three"), 4: ("in four",)}),
         ("form", {k: (v,) for k, v in FORM_WORDS.items()}),
         ("register", {k: (f"{k} register",) for k in ("low", "middle", "high")}),
         ("articulation", {k: (k,) for k in ("legato", "staccato")}),
         ("dynamics", {k: (k,) for k in ("soft", "medium", "loud")}),
-        ("texture", {"block": ("block chords",), "arpeggio": ("arpeggio",), "alberti": ("alberti bass",),
-                     "pad": ("sustained chords",)}),
+        ("texture", {"block": ("block chords",), "arpeggio": ("arpeggio",),
+                     "alberti": ("alberti bass",), "pad": ("sustained chords",)}),
     ):  # fmt: skip
         if c.get(key) in words and rng.random() < keep * keep:  # finer points are told less often
             said.append(choose(words[c[key]]))
@@ -98,8 +99,8 @@ def _vocabulary() -> tuple[str, ...]:
     keys = [f"{name} {mode}" for name in PITCH_NAMES for mode in MODES]
     texts = [*FAMILIES, *MODES, *keys, *map(str, TEMPI), *PROGRAM_WORDS.values()]
     texts += [*FORM_WORDS.values(), *FILLERS]
-    texts += ["in key of bpm slow moderate fast with drums no without waltz three four register low"]
-    texts += ["middle high legato staccato soft medium loud block chords arpeggio alberti bass"]
+    texts += ["in key of bpm slow moderate fast with drums no without waltz three four register"]
+    texts += ["low middle high legato staccato soft medium loud block chords arpeggio alberti bass"]
     texts += ["sustained music and"]
     return tuple(sorted({w for t in texts for w in words(t)}))
 

@@ -81,7 +81,9 @@ class Spec:
             value = getattr(self, name)
             if value is not None and value not in allowed:
                 listed = allowed if not isinstance(allowed, range) else f"0 to {allowed[-1]}"
-                raise ValueError(f"{name} is {value!r}; it can be one of {listed}, or None to draw it.")
+                raise ValueError(
+                    f"{name} is {value!r}; it can be one of {listed}, or None to draw it."
+                )
         if self.family and self.program is not None and family_of(self.program) != self.family:
             raise ValueError(
                 f"program {self.program} is not of the family {self.family} but of "
@@ -95,7 +97,7 @@ class Spec:
     def drawn(self, rng: np.random.Generator, held_out_presets: bool = False) -> Spec:
         """This spec with every open field drawn uniformly and independently."""
         pick = lambda options: options[int(rng.integers(len(options)))]  # noqa: E731
-        # Drawn in a fixed order, whether used or not: fixing one field leaves the others as they were.
+        # Drawn in a fixed order, used or not: fixing one field leaves the others as they were.
         draw = {
             "tonic": int(rng.integers(12)), "mode": int(rng.integers(2)),
             "tempo": float(pick(TEMPI)), "metre": 4 if rng.random() < 0.7 else 3,
@@ -359,7 +361,8 @@ def _bass(score: Score, root: int, tones, at: float) -> None:
     plan = [(0, 2, low), (2, 2, fifth)] if spec.metre == 4 else [(0, 3, low)]
     for onset, duration, pitch in plan:
         start = at + onset * beat
-        score.notes.append(Note(start, start + 0.95 * duration * beat, pitch, _softer(spec, 8), "bass"))
+        end = start + 0.95 * duration * beat
+        score.notes.append(Note(start, end, pitch, _softer(spec, 8), "bass"))
 
 
 def _harmony(score: Score, tones, at: float) -> None:

@@ -50,17 +50,22 @@ def make(spec: Spec | None = None, seed: int = 0, held_out_presets: bool = False
     return render(compose(spec, seed, held_out_presets), seed)
 
 
-def confounded(spec: Spec, rng: np.random.Generator, pair: tuple[str, str], strength: float) -> Spec:
+def confounded(
+    spec: Spec, rng: np.random.Generator, pair: tuple[str, str], strength: float
+) -> Spec:
     """Tie the second attribute to the first in a share ``strength`` of clips."""
     first, second = pair
-    levels = {"tonic": range(12), "mode": (0, 1), "tempo": TEMPI, "metre": (3, 4), "family": FAMILIES,
-              "drums": (False, True), "register": ("low", "middle", "high"),
-              "articulation": ("legato", "staccato"), "dynamics": ("soft", "medium", "loud")}  # fmt: skip
+    levels = {
+        "tonic": range(12), "mode": (0, 1), "tempo": TEMPI, "metre": (3, 4), "family": FAMILIES,
+        "drums": (False, True), "register": ("low", "middle", "high"),
+        "articulation": ("legato", "staccato"), "dynamics": ("soft", "medium", "loud"),
+    }  # fmt: skip
     if first not in levels or second not in levels:
         raise ValueError(f"confound is {pair}; it can be a pair of {', '.join(levels)}.")
-    a = int(rng.integers(len(levels[first])))
+    n, m = len(levels[first]), len(levels[second])
+    a = int(rng.integers(n))
     tied = rng.random() < strength
-    b = a * len(levels[second]) // len(levels[first]) if tied else int(rng.integers(len(levels[second])))
+    b = a * m // n if tied else int(rng.integers(m))
     kinds = {"tempo": float, "drums": bool}
     value = lambda name, i: kinds.get(name, lambda x: x)(levels[name][i])  # noqa: E731
     return replace(spec, **{first: value(first, a), second: value(second, b)})
@@ -104,7 +109,7 @@ def make_many(
         raise ValueError(f"split is {split!r}; it can be one of {', '.join(SPLIT_SEEDS)}.")
     if n < 0 or seed < 0 or seed + n > 1_000_000_000:
         raise ValueError(
-            f"n is {n} and seed is {seed}; both count from 0, and a split ends at number 1,000,000,000."
+            f"n is {n} and seed is {seed}; both count from 0, and a split ends at 1,000,000,000."
         )
     clips = []
     for i in range(n):

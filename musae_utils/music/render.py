@@ -93,7 +93,7 @@ def synthesise(notes: list[Note], programs: dict[str, int], seconds: float) -> n
 
 
 def frames_of(seconds: float) -> int:
-    return int(round(seconds * FRAME_RATE))
+    return round(seconds * FRAME_RATE)
 
 
 def span_frames(start: float, end: float) -> slice:
@@ -142,7 +142,8 @@ def truth_of(score: Score, audio: np.ndarray) -> Truth:
         frames["chord_root"][span] = chord["root"]
         frames["chord_quality"][span] = chord["quality"]
     for section in score.sections:
-        frames["section"][span_frames(section["start"], section["end"])] = ord(section["label"]) - 65
+        span = span_frames(section["start"], section["end"])
+        frames["section"][span] = ord(section["label"]) - ord("A")
     for statement in score.statements:
         span = span_frames(statement["start"], statement["end"])
         frames["motif"][span] = statement["motif"]

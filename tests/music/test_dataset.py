@@ -59,7 +59,9 @@ def test_splits_share_no_composition(unheard):
     for bad in ({"seed": 999_999_999}, {"seed": -1}, {"n": -1}):  # would reach into another split
         with pytest.raises(ValueError, match="both count from 0"):
             make_many(**({"n": 2} | bad))
-    with pytest.raises(ValueError, match="split is 'dev'; it can be one of train, test, validation"):
+    with pytest.raises(
+        ValueError, match="split is 'dev'; it can be one of train, test, validation"
+    ):
         make_many(1, split="dev")
 
 
@@ -86,7 +88,7 @@ def test_make_takes_a_spec_or_its_fields():
     a, b = make(Spec(tonic=2, seconds=5), 3), make(seed=3, tonic=2, seconds=5)
     np.testing.assert_array_equal(a.audio, b.audio)
     assert a.truth.clip["tonic"] == 2 and a.name == "composition 3"
-    with pytest.raises(ValueError, match="no field loudness; its fields are tonic, .*seconds"):
+    with pytest.raises(ValueError, match=r"no field loudness; its fields are tonic, .*seconds"):
         make(loudness=3)
     with pytest.raises(ValueError, match=r"confound is \('tonic', 'weather'\)"):
         make_many(1, confound=("tonic", "weather"))

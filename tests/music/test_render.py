@@ -40,7 +40,10 @@ def test_the_same_seed_gives_the_same_samples_in_a_fresh_process_too():
     make(seed=99, seconds=5)  # whatever was rendered before leaves no trace
     code = "from test_render import checksum; print(checksum(7))"
     fresh = subprocess.run(
-        [sys.executable, "-c", code], cwd=__file__.rpartition("/")[0], capture_output=True, text=True
+        [sys.executable, "-c", code],
+        cwd=__file__.rpartition("/")[0],
+        capture_output=True,
+        text=True,
     )
     assert fresh.stdout.strip() == checksum(7) == checksum(7) != checksum(8), fresh.stderr
 
@@ -64,7 +67,9 @@ def test_notes_are_heard_when_the_truth_says(solo):
     notes, audio = solo
     hop = 32  # 2 ms
     # A window of 8 ms: librosa centres it, so half of it is all the blur there is.
-    flux = librosa.onset.onset_strength(y=audio, sr=SAMPLE_RATE, hop_length=hop, n_fft=128, n_mels=20)
+    flux = librosa.onset.onset_strength(
+        y=audio, sr=SAMPLE_RATE, hop_length=hop, n_fft=128, n_mels=20
+    )
     heard = librosa.onset.onset_detect(
         onset_envelope=flux, sr=SAMPLE_RATE, hop_length=hop, units="time", wait=20, delta=0.1
     )
@@ -87,7 +92,8 @@ def test_the_strongest_pitch_of_a_solo_is_the_melody(solo):
         bins = 440 * 2 ** ((np.arange(40, 100) - 69) / 12) * (1 << 16) / SAMPLE_RATE
         # The first four partials tell a note from its octave.
         salience = sum(
-            np.where(h * bins < len(spectrum), spectrum[np.minimum(h * bins, 32768).astype(int)], 0) / h
+            np.where(h * bins < len(spectrum), spectrum[np.minimum(h * bins, 32768).astype(int)], 0)
+            / h
             for h in (1, 2, 3, 4)
         )
         middle = int((note.start + note.end) / 2 * FRAME_RATE)
@@ -170,7 +176,9 @@ def test_active_notes_fit_the_chord_track(score):
     near = np.zeros(n, bool)
     near[np.concatenate([changes, changes - 1]).astype(int)] = True  # a chord changes within these
     for t in np.flatnonzero(~near):
-        tones = {(frames["chord_root"][t] + x) % 12 for x in CHORD_TONES[frames["chord_quality"][t]]}
+        tones = {
+            (frames["chord_root"][t] + x) % 12 for x in CHORD_TONES[frames["chord_quality"][t]]
+        }
         assert {p % 12 for p in np.flatnonzero(active[t])} <= tones
 
 
