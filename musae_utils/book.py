@@ -341,8 +341,8 @@ def hollow_outputs(notebook: nbformat.NotebookNode) -> str | None:
         return None
     return (
         f"{_and(hollow)} shows a widget or an interactive figure with no static form, which the "
-        "published page would lose: show it through musae_utils.show.html (figures), use plain "
-        "tqdm (progress bars), or display its HTML as well (widgets)."
+        "published page would lose: use musae_utils.show (figure for matplotlib, choices for "
+        "widgets) and plain tqdm, or display its HTML as well."
     )
 
 
