@@ -337,6 +337,7 @@ class MusicModel:
         same_noise: bool = False,
         prompt_codes: torch.Tensor | None = None,
         progress: bool = False,
+        both_halves: bool = False,
     ) -> Generation:
         """Play music.
 
@@ -365,6 +366,9 @@ class MusicModel:
             Codes to go on from; see also `continue_from`.
         progress : bool
             Show a progress bar.
+        both_halves : bool
+            Run both halves of guidance even where no row has a prompt and they begin equal: an
+            edit of one of them (`musae_utils.trace`) needs it.
 
         Returns
         -------
@@ -408,7 +412,7 @@ class MusicModel:
             prompt_codes = prompt_codes.expand(len(prompts), -1, -1)
 
         # Without any prompt both halves of guidance are the same: half the work does.
-        applied = float(guidance) if any(prompts) else 1.0
+        applied = float(guidance) if both_halves or any(prompts) else 1.0
         conditions = self.conditions(prompts, guided=applied != 1)
         with self.musicgen.autocast:
             codes = generate_codes(
