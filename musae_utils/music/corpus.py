@@ -8,8 +8,8 @@ works that are fit for truth; ``python -m musae_utils.music.corpus`` makes that 
 minutes.
 
 What a score does not say is absent, never guessed: form, motifs and sections always, chords where
-what sounds is no complete triad or dominant seventh, and the key unless the key signature's and
-music21's analysis of the whole work agree. Explained in notebook 01.
+what sounds is no complete triad or dominant seventh, and the key where music21's analysis of the
+whole work is not borne out by the signature and the close. Explained in notebook 01.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from musae_utils.music.captions import caption
 from musae_utils.music.clip import (
     FAMILIES,
     FRAME_RATE,
+    MODES,
     SAMPLE_RATE,
     Clip,
     Note,
@@ -232,13 +233,21 @@ def _complete_bars(part, length: float) -> list[tuple[int, float]]:
 
 
 def _key(score) -> tuple[int, int]:
-    """Tonic and mode where the signature and music21's analysis agree, else (-1, -1)."""
-    written = list(score.recurse().getElementsByClass("KeySignature"))
-    names = {(k.tonic.pitchClass, k.mode) for k in written if getattr(k, "mode", None)}
+    """Tonic and mode by music21's analysis where the score bears it out, else (-1, -1).
+
+    The key signature must agree, and the lowest part close on the tonic; of a tune, which goes
+    round and may close on any note, its transcriber may name the key instead. A chorale in A minor
+    that closes on E is Phrygian, whatever its signature is called.
+    """
     found = score.analyze("key")
-    if names != {(found.tonic.pitchClass, found.mode)} or len({k.sharps for k in written}) != 1:
+    written = list(score.recurse().getElementsByClass("KeySignature"))
+    named = {(k.tonic.pitchClass, k.mode) for k in written if getattr(k, "mode", None)}
+    last = score.parts[-1].flatten().notes[-1]
+    closes = min(last.pitches).pitchClass == found.tonic.pitchClass
+    called = len(score.parts) == 1 and named == {(found.tonic.pitchClass, found.mode)}
+    if {k.sharps for k in written} != {found.sharps} or not (closes or called):
         return -1, -1
-    return found.tonic.pitchClass, ("major", "minor").index(found.mode)
+    return found.tonic.pitchClass, MODES.index(found.mode)
 
 
 def sounding_chords(notes, end: float) -> list[tuple[float, float, int, int]]:
@@ -314,7 +323,7 @@ def _perform(entry: dict, kind: str, split: str, number: int, asked: Spec, held_
         "split": split,
         "performance": {k: clip.get(k) for k in PLAYED},
         "programs": programs,
-        "key_from": "the key signature, where music21's analysis of the whole work agrees",
+        "key_from": "music21's analysis of the whole work, borne out by signature and close",
         "soundfont": "TimGM6mb (GPL-2.0)",
         "soundfont_sha256": soundfont_sha256(),
         "licence": "score in the public domain; encoding distributed with music21 by permission",

@@ -140,9 +140,15 @@ def test_the_key_fits_the_notes():
     assert len(fits) >= 4 and min(fits) > 0.75 and np.mean(fits) > 0.9
 
 
-def test_an_unsure_key_is_absent():
-    work = read_work("ryansMammoth/AcaciaReel.abc")  # signature G major, the notes say E minor
-    assert (work.tonic, work.mode) == (-1, -1)
+@pytest.mark.parametrize("file, key", [
+    ("bach/bwv123.6.mxl", (11, 1)),  # one part calls it D major, three B minor; it closes on B
+    ("bach/bwv305.mxl", (-1, -1)),  # no accidentals, closes on E: Phrygian
+    ("ryansMammoth/KittyCloversReel.abc", (2, 0)),  # closes on the fifth; its transcriber says D
+    ("ryansMammoth/FantasticHornpipe.abc", (-1, -1)),  # analysed as G minor, closes on B flat
+])  # fmt: skip
+def test_a_key_is_known_where_the_score_bears_it_out(file, key):
+    work = read_work(file)
+    assert (work.tonic, work.mode) == key
 
 
 def test_works_are_split_whole():
