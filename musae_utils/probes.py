@@ -45,7 +45,7 @@ import pandas as pd
 from numpy.typing import ArrayLike
 from scipy.optimize import minimize
 
-from .stats import Interval, resample_groups
+from .stats import Interval, proportion, resample_groups
 
 __all__ = [
     "CONCEPTS",
@@ -72,8 +72,12 @@ MIN_GROUPS = 6  # three compositions in each half: as many as there are inner fo
 FOLDS = 3  # inner folds, by composition, that choose the regularisation
 BINS = 8  # a phase counts as right in the right eighth; the first is centred on 0, the beat itself
 CLOSE = 0.08  # a number counts as right within 8 %, the usual tolerance for tempo
-PENALTIES = (3.0, 0.6, 0.12, 0.024, 0.005, 0.001, 0.0002)  # L2 per row of standardised features
+PENALTIES = (75.0, 15.0, 3.0, 0.6, 0.12, 0.024, 0.005, 0.001, 0.0002)  # L2 per row of features
 DRAWS = 2000  # bootstrap resamples of compositions
+# Resampling the scored compositions leaves out that the training half, too, is a sample. On
+# simulated data 95 % intervals of scores and of differences then held the expected value in 81 to
+# 94 % of cases, the true spread being 1.1 to 1.4 times theirs; widened, in 93 % and more.
+WIDEN = 1.3
 
 
 # -- results ---------------------------------------------------------------------------------------
@@ -83,8 +87,9 @@ DRAWS = 2000  # bootstrap resamples of compositions
 class ProbeResult:
     """What a probe scored on compositions it never saw.
 
-    Intervals are 95 % bootstrap intervals over compositions. They hold the fitted probes fixed;
-    `splits` shows how much another split changes.
+    Intervals are 95 % bootstrap intervals over compositions, widened by 1.3 because the training
+    half is a sample as well. A share of exactly 0 or 1 has no bootstrap spread and gets its Wilson
+    interval by composition.
     """
 
     task: str
@@ -1234,25 +1239,34 @@ def _phase_metrics(sums: np.ndarray, _: int) -> dict[str, np.ndarray]:
 
 
 _METRICS = {"class": _class_metrics, "regress": _number_metrics, "circular": _phase_metrics}
+_RANGES = {"r2": (-np.inf, 1.0), "angular_error": (0.0, 180.0)}  # all others are shares
 _MAIN = {"class": "accuracy", "regress": "r2", "circular": "accuracy"}
 
 
 def _intervals(task: str, sums: np.ndarray, c: int, weights: np.ndarray) -> dict[str, Interval]:
     values = _METRICS[task](sums.sum(0), c)
     drawn = _METRICS[task](weights @ sums, c)
-    return {name: Interval(float(values[name]), *_ends(drawn[name]), len(sums)) for name in values}
+    out = {}
+    for name, value in values.items():
+        low, high = _RANGES.get(name.removesuffix("_chance"), (0.0, 1.0))
+        if (low, high) == (0.0, 1.0) and value in (0.0, 1.0):
+            out[name] = proportion(int(value) * len(sums), len(sums))
+        else:
+            ends = np.clip(_ends(value, drawn[name]), low, high)
+            out[name] = Interval(float(value), *map(float, ends), len(sums))
+    return out
 
 
 def _difference(a: ProbeResult, b: ProbeResult, weights: np.ndarray) -> Interval:
     """Interval of a difference of scores, both resampled with the same compositions."""
     name, metrics, c = _MAIN[a.task], _METRICS[a.task], len(a.classes)
     drawn = metrics(weights @ a.sums, c)[name] - metrics(weights @ b.sums, c)[name]
-    return Interval(a.score.value - b.score.value, *_ends(drawn), len(a.groups))
+    value = a.score.value - b.score.value
+    return Interval(value, *map(float, _ends(value, drawn)), len(a.groups))
 
 
-def _ends(drawn: np.ndarray) -> tuple[float, float]:
-    low, high = np.percentile(drawn, [2.5, 97.5])
-    return float(low), float(high)
+def _ends(value: float, drawn: np.ndarray) -> np.ndarray:
+    return value + WIDEN * (np.percentile(drawn, [2.5, 97.5]) - value)
 
 
 def _array(x: Any) -> np.ndarray:
