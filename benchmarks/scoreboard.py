@@ -7,9 +7,9 @@ compositions that training never saw, and the seconds that its group of figures 
 The file is a JSON list; with `--only` the other figures in it stay. A name with one more part is a
 rival or a detail of the name before it: ``nano.prompt.tonic.chance``.
 
-What takes long (generated music, codec copies) is kept in ``runs/scoreboard/``, in a folder for each
-set of weights, so that a board that was stopped goes on where it was. Delete the folder to start
-over. Everything together takes about 40 minutes on 2 cores.
+What takes long (generated music, codec copies) is kept in ``runs/scoreboard/``, a folder for each
+set of weights, so that a board that was stopped goes on where it was: delete the folder to start
+over. Everything together takes about 50 minutes on 2 cores.
 
 To add figures, write a function of the board that returns {name: Interval, or (Interval, unit)} and
 register it with `figures`.
@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from musae_utils import models, music, runs
+from musae_utils import models, music, probes, runs, trace
 from musae_utils.models import quality
 from musae_utils.stats import Interval, bootstrap
 
@@ -267,9 +267,9 @@ def continuation(board: Board) -> dict:
     minutes=18,
 )  # fmt: skip
 def obedience(board: Board) -> dict:
-    """Beside each: ``.chance``, ``.guidance_off``, ``.no_prompt``, the judge's own ``.accuracy``."""
+    """Beside each ``.chance``, ``.guidance_off``, ``.no_prompt`` and the judge's ``.accuracy``."""
     truths, originals, prompts = board.prompted
-    learning = board._composed(16 * board.clips, 10, 500_000, "train")
+    learning = board._composed(24 * board.clips, 10, 500_000, "train")
 
     def copy(name, audio):
         make = lambda: _int16(quality.copies(board.model, audio, board.progress(name))[0])  # noqa: E731
@@ -314,6 +314,121 @@ def generate_rtf(board: Board) -> dict:
     return {"nano.generate_rtf": (bootstrap(speeds), "s/s")}
 
 
+# -- tracing --------------------------------------------------------------------------------------
+
+
+@figures("trace.identity", "trace.zero_edit", "trace.hook_parity", minutes=1)
+def tracing(board: Board) -> dict:
+    """Largest differences that should be none: logits, codes, codes and logits."""
+    model, rows, middle = board.model, 8, trace.at_depth(board.model, 0.5)
+    prompts = [*board.prompted[2][: rows - 1], None]
+    play = dict(prompts=prompts, seconds=4.0, seed=1)
+    plain = model.generate(**play).codes
+    push = torch.randn(model.dim, generator=torch.Generator().manual_seed(0))
+
+    with torch.no_grad():
+        bare = model.lm.compute_predictions(
+            plain.to(model.device), [], condition_tensors=model.conditions(prompts)
+        )
+        gap = (trace.logits(model, plain, prompts) - bare.logits)[bare.mask].abs().max()
+
+    untouched = trace.edit(model, trace.Edit(middle, push, strength=0.0)).generate(**play).codes
+    edited = trace.edit(model, trace.Edit(middle, push))
+    edited_codes, edited_logits = edited.generate(**play).codes, edited.logits(plain, prompts)
+    added = push.to(model.device, model.dtype)
+    hook = model.lm.transformer.layers[middle].register_forward_hook(lambda m, i, out: out + added)
+    try:
+        hooked_codes = model.generate(**play).codes
+        hooked_logits = trace.logits(model, plain, prompts)
+    finally:
+        hook.remove()
+    if torch.equal(edited_codes, plain):
+        raise RuntimeError("The edit changed nothing, so that its parity with a hook says nothing.")
+    parity = max(
+        float((edited_logits - hooked_logits).abs().max()),
+        float((edited_codes != hooked_codes).sum()),
+    )
+    count = lambda value: Interval(float(value), math.nan, math.nan, rows)  # noqa: E731
+    return {
+        "trace.identity": (count(gap), "largest difference"),
+        "trace.zero_edit": (count((untouched != plain).sum()), "codes that differ"),
+        "trace.hook_parity": (count(parity), "largest difference"),
+    }
+
+
+@figures("trace.overhead", minutes=3, timing=True)
+def overhead(board: Board) -> dict:
+    """``.short``: one clip of 2 s; ``.full``: to the logits (benchmarks/trace_overhead.py)."""
+    import trace_overhead
+
+    return {
+        e["name"].replace("overhead_", "overhead."): (
+            Interval(e["value"], e["low"], e["high"], e["n"]),
+            e["unit"],
+        )
+        for e in trace_overhead.measure(board.model, only="trace.overhead")
+    }
+
+
+# -- probes ---------------------------------------------------------------------------------------
+
+RIVALS = ("embeddings", "codec latents", "acoustics", "position")
+
+
+@figures(*(f"{kind}.{c}" for kind in ("probe", "probe_rival") for c in probes.CONCEPTS), minutes=12)
+def worth_opening(board: Board) -> dict:
+    """The best residual layer, chosen on one half and scored on the other, and its best rival.
+
+    Held-out pieces of 20 s, read without a prompt. Rivals hear as much of the past as the model:
+    the sum of code embeddings and the codec's latents come with means over the past 0.5 s, 2 s and
+    all; acoustic features likewise; position is a stopwatch. The rival with the highest test score
+    counts. ``probe.tonic.ahead`` is the difference, paired by composition.
+    """
+    model, rate = board.model, board.model.frame_rate
+    clips = board.held_out(3 * board.clips, 20, seed=40_000)
+    encoded = lambda: model.encode(clips).numpy().astype(np.int16)  # noqa: E731
+    codes = torch.from_numpy(board.kept("probe-codes", encoded)).long()
+    n_frames, last = codes.shape[-1], model.n_codebooks - 1
+
+    def acoustics():
+        found = [
+            probes.acoustic_features(clip.audio, clip.sample_rate)[:n_frames].astype(np.float16)
+            for clip in board.progress("acoustic features")(clips)
+        ]
+        return np.stack(found)
+
+    layers = [*range(model.n_layers)]
+    sources = {f"layer {i}": [] for i in layers} | {name: [] for name in RIVALS}
+    sources["acoustics"] = list(board.kept("probe-acoustics", acoustics))
+    sources["position"] = [probes.position_features(n_frames, rate)] * len(clips)
+    for code in board.progress("reading")(codes.split(1)):
+        streams = trace.residuals(model, code, ["embed", *layers])
+        for i in layers:
+            sources[f"layer {i}"].append(_half(trace.align(streams[i], n_frames, last)[0]))
+        embedded = trace.align(streams["embed"], n_frames, last)[0].cpu().float()
+        sources["embeddings"].append(_half(probes.with_context(embedded, rate)))
+        latents = model.codec.decode_latent(code.to(model.device))[0].T.cpu().float()
+        sources["codec latents"].append(_half(probes.with_context(latents, rate)))
+
+    results = probes.probe_concepts(
+        sources, clips, np.arange(len(clips)), RIVALS, frame_rate=rate,
+        progress=board.progress("probing"),
+    )  # fmt: skip
+    found = {}
+    for concept, result in results.items():
+        rival = result.best_rival
+        score = "R²" if result.best.task == "regress" else "accuracy"
+        chosen = " or ".join(sorted(set(result.chosen)))
+        found[f"probe.{concept}"] = (result.best.score, f"{score}, {chosen}")
+        found[f"probe.{concept}.ahead"] = (result.differences[rival], score)
+        found[f"probe_rival.{concept}"] = (result.results[rival].score, f"{score}, {rival}")
+    return found
+
+
+def _half(x) -> np.ndarray:
+    return np.asarray(x.cpu() if torch.is_tensor(x) else x).astype(np.float16)
+
+
 # -- running ---------------------------------------------------------------------------------------
 
 
@@ -344,7 +459,8 @@ def _sources() -> str:
 
     package = ROOT / "musae_utils"
     files = [Path(__file__), *sorted((package / "music").glob("*.py"))]
-    files += [package / "models" / "quality.py", package / "stats.py", package / "probes.py"]
+    files += [package / "models" / "quality.py"]
+    files += [package / name for name in ("stats.py", "probes.py", "trace.py")]
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())

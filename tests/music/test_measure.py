@@ -1,4 +1,4 @@
-"""Each measure on sounds whose answer is known: tones, clicks, noise, music made worse on purpose."""
+"""Each measure on sounds whose answer is known: tones, clicks, noise, music made worse."""
 
 import numpy as np
 import pytest
