@@ -11,9 +11,9 @@ trace.edit_overhead          generation with an edit at every step, against gene
 trace.edit_overhead_hooked   the same edit by a forward hook, against generation without
 ===========================  =====================================================================
 
-The bare model is a second one, that nnsight never saw. Bare passes prepare prompts and delay pattern like
-traced ones. Ratios are medians over pairs, with 95 % bootstrap intervals. On a CPU the clock is
-the process's own, which stands still while other programs run.
+The bare model is a second one, that nnsight never saw. Bare passes prepare prompts and delay
+pattern like traced ones. Ratios are medians over pairs, with 95 % bootstrap intervals. On a CPU
+the clock is the process's own, which stands still while other programs run.
 """
 
 from __future__ import annotations
@@ -85,16 +85,14 @@ def ratio(first: Callable, second: Callable, pairs: int, cpu: bool) -> stats.Int
     return stats.bootstrap(ratios, np.median)
 
 
-def measure(
-    load: Callable[[], MusicModel] = untrained, pairs: int = 40, only: str = "trace"
-) -> list[dict]:
+def measure(model: MusicModel | None = None, pairs: int = 40, only: str = "trace") -> list[dict]:
     """All ratios whose names begin with `only`, as scoreboard entries.
 
     Parameters
     ----------
-    load : function
-        Makes the model; called twice, for nnsight leaves its mark on what it has wrapped. An
-        untrained nano unless given: time does not depend on weights.
+    model : MusicModel, optional
+        From `models.load`; it is loaded once more, for nnsight leaves its mark on what it has
+        wrapped. An untrained nano unless given: time does not depend on weights.
     pairs : int
         Alternations, of forward passes; generation takes a quarter of them.
 
@@ -103,7 +101,8 @@ def measure(
     list of dict
         name, value, low, high, n, unit, seconds.
     """
-    model, bare = load(), load()
+    bare = untrained() if model is None else models.load(model.name, model.device, model.dtype)
+    model = untrained() if model is None else model
     layer = trace.at_depth(model, 0.5)
     random = torch.Generator().manual_seed(0)
     shape = (4, model.n_codebooks, round(10 * model.frame_rate))
@@ -166,8 +165,8 @@ def main() -> None:
     parser.add_argument("--model", help="a model to load; an untrained nano if absent")
     parser.add_argument("--json", help="write the entries to this file")
     arguments = parser.parse_args()
-    load = (lambda: models.load(arguments.model)) if arguments.model else untrained
-    entries = measure(load, arguments.pairs, arguments.only)
+    model = models.load(arguments.model) if arguments.model else None
+    entries = measure(model, arguments.pairs, arguments.only)
     for e in entries:
         print(f"{e['name']:28} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]  n = {e['n']}")
     if arguments.json:
