@@ -163,6 +163,26 @@ class MusicModel:
         return torch.cat(parts)
 
     @torch.no_grad()
+    def latents(self, audio: Audio, sample_rate: int | None = None) -> torch.Tensor:
+        """What the codec's encoder makes of sound, before the quantiser rounds it to codes.
+
+        Parameters
+        ----------
+        audio, sample_rate : see `encode`
+
+        Returns
+        -------
+        Tensor of shape (B, d, T), float32, on the CPU
+            Of a stereo codec, the mean of both channels' latents.
+        """
+        codec, batch = self.codec, self._waveform(audio, sample_rate)
+        while hasattr(codec, "model"):  # audiocraft wraps transformers' codec, and stereo ones
+            codec = codec.model
+        mono = batch.flatten(0, 1)[:, None]  # (B × channels, 1, n)
+        parts = [codec.encoder(rows.to(self.device)).cpu() for rows in mono.split(_ROWS_AT_ONCE)]
+        return torch.cat(parts).unflatten(0, batch.shape[:2]).mean(1)
+
+    @torch.no_grad()
     def decode(self, codes: torch.Tensor) -> torch.Tensor:
         """Turn codes into sound.
 

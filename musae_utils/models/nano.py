@@ -245,7 +245,9 @@ def build_lm(config: dict) -> LMModel:
     return LMModel(
         DelayedPatternProvider(n_q=c["codebooks"]),
         ConditioningProvider({"description": conditioner}),
-        ConditionFuser({"cross": ["description"], "sum": [], "prepend": [], "input_interpolate": []}),
+        ConditionFuser(
+            {"cross": ["description"], "sum": [], "prepend": [], "input_interpolate": []}
+        ),
         n_q=c["codebooks"],
         card=c["cardinality"],
         dim=c["dim"],
@@ -294,16 +296,20 @@ def load_part(folder: Path, part: str) -> nn.Module:
     paths = [folder / f"{part}.json", folder / f"{part}.safetensors"]
     for path in paths:
         if not path.exists():
-            raise FileNotFoundError(f"{path} is missing: a nano model needs it; `make nano` makes it.")
+            raise FileNotFoundError(
+                f"{path} is missing: a nano model needs it; `make nano` makes it."
+            )
     try:
         config = json.loads(paths[0].read_text())
         model = {"codec": build_codec, "lm": build_lm}[part](config["architecture"])
-        state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(paths[1]).items()}
-        model.load_state_dict(state)
+        state = load_file(paths[1])
+        model.load_state_dict(
+            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
+        )
     except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
-            f"{paths[1]} cannot be read as a nano {part} ({type(error).__name__}: it is truncated or "
-            f"belongs to another model). Fetch it again, or make it with `make nano`."
+            f"{paths[1]} cannot be read as a nano {part} ({type(error).__name__}): it is truncated "
+            "or belongs to another model. Fetch it again, or make it with `make nano`."
         ) from error
     return model.eval().requires_grad_(False)
 

@@ -17,13 +17,13 @@ import torch
 from tqdm.auto import tqdm
 
 from musae_utils.models.nano import CODEC, build_codec, save_part
-from musae_utils.models.nano_data import training_audio
-from musae_utils.runs import save_json
+from musae_utils.models.nano_data import SHARD, training_audio
 
 BATCH, CROP = 16, 1.6  # crops a step, seconds each
 RATE = 3e-3  # AdamW's peak learning rate; 1.5e-3 is slower, Muon no better a minute
 WARMUP, CONTINUOUS = 200, 400  # steps; the quantiser joins after CONTINUOUS
 COMMITMENT = 0.25
+SAVE_EVERY = 500  # steps
 DECAY = 0.98  # of the codebooks' running means
 DEAD = 0.2  # a code used less often than this times the batch's mean use per code is planted anew
 
@@ -118,10 +118,10 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> No
         flat = z.float().transpose(1, 2).reshape(-1, z.shape[1])
         commitment = torch.zeros(())
         if step == CONTINUOUS:
-            with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
-                many = [encoder.from_spectrum(encoder.spectrum.analyse(
-                    crops(data, np.random.default_rng([seed, 10**6 + i])))) for i in range(16)]
-            plant(torch.cat([m.float().transpose(1, 2).reshape(-1, z.shape[1]) for m in many]), layers)
+            with torch.no_grad():
+                draws = (np.random.default_rng([seed, 10**6 + i]) for i in range(16))
+                many = torch.cat([encoder(crops(data, rng)[:, None]) for rng in draws])
+                plant(many.transpose(1, 2).reshape(-1, z.shape[1]), layers)
         if step >= CONTINUOUS:
             with torch.no_grad():
                 quantised, _ = quantise(flat, layers, train=True)
@@ -138,27 +138,27 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> No
         optimiser.zero_grad(set_to_none=True)
         running = loss.item() if running is None else 0.99 * running + 0.01 * loss.item()
         if not math.isfinite(running):
-            raise FloatingPointError(f"The codec's loss is {running} at step {step}: lower the rate.")
+            raise FloatingPointError(f"The loss is {running} at step {step}: lower the rate.")
         step += 1
         bar.update()
         if step % 200 == 0 or step == steps:
             bar.set_postfix(loss=f"{running:.4f}", commit=f"{commitment.item():.4f}")
             history.append({"step": step, "loss": running, "seconds": time.time() - began})
-        if step % 500 == 0 or step == steps:
+        if step % SAVE_EVERY == 0 or step == steps:
             state = {"model": codec.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
                      "seconds": time.time() - began, "history": history}  # fmt: skip
             torch.save(state, checkpoint.with_suffix(".tmp"))
             checkpoint.with_suffix(".tmp").replace(checkpoint)
     recipe = {"steps": steps, "batch": BATCH, "crop_seconds": CROP, "rate": RATE, "seed": seed,
-              "clips": shards * 100, "seconds": round(time.time() - began), "history": history}  # fmt: skip
+              "clips": shards * SHARD, "seconds": round(time.time() - began),
+              "history": history}  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     save_part(out, "codec", codec, {"architecture": CODEC, "recipe": recipe})
-    save_json(folder / "codec-history.json", history)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/nano"), help="work and checkpoints")
+    parser.add_argument("--folder", type=Path, default=Path("runs/nano"), help="checkpoints")
     parser.add_argument("--out", type=Path, default=Path("data/nano"))
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--shards", type=int, default=30, help="of 100 clips of 30 s")

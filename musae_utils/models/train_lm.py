@@ -1,7 +1,8 @@
 """Train the nano language model (``make nano``). Resumable: kill it and start it again.
 
 The codec's codes of scored music, captions told anew on every pass, the delay pattern of MusicGen,
-next-token cross-entropy. Muon (Jordan et al., 2024) moves the transformer's matrices, AdamW the rest.
+next-token cross-entropy. Muon (Jordan et al., 2024) moves the transformer's matrices, AdamW all
+else.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ SHORT = (6, 500)  # rows and frames of most steps: 10 s
 LONG, LONG_EVERY = (2, 1500), 4  # every fourth step sees whole 30 s clips: form and returns
 FROM_THE_START = 0.5  # share of short rows that begin where the piece begins
 MUON_RATE, ADAM_RATE, WARMUP = 0.02, 3e-3, 100
+SAVE_EVERY = 250  # steps
 CODEBOOK_WEIGHTS = (1.6, 1.0, 0.8, 0.6)  # the first says most of what is heard
 
 
@@ -36,7 +38,9 @@ def code_shard(folder: Path, index: int, codec) -> np.ndarray:
         with torch.no_grad():
             for start in range(0, SHARD, 10):
                 batch = torch.from_numpy(audio[start : start + 10].astype(np.float32) / 32768)
-                codes.append(codec.encode(batch[:, None])[0].to(torch.int16))
+                with torch.autocast("cpu", torch.bfloat16):  # four times faster
+                    latents = codec.encoder(batch[:, None])
+                codes.append(codec.quantizer.encode(latents.float()).to(torch.int16))
         partial = folder / f".{path.name}.{os.getpid()}"
         with open(partial, "wb") as f:
             np.save(f, torch.cat(codes).numpy())
@@ -136,14 +140,14 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> No
         now = losses.detach()
         running = now if running is None else 0.98 * running + 0.02 * now
         if not torch.isfinite(running).all():
-            raise FloatingPointError(f"The loss is {running.tolist()} at step {step}: lower the rates.")
+            raise FloatingPointError(f"Losses are {running.tolist()} at step {step}: lower rates.")
         step += 1
         bar.update()
         if step % 50 == 0 or step == steps:
             shown = [round(v, 3) for v in running.tolist()]
             bar.set_postfix_str(" ".join(map(str, shown)))
             history.append({"step": step, "nats": shown, "seconds": time.time() - began})
-        if step % 250 == 0 or step == steps:
+        if step % SAVE_EVERY == 0 or step == steps:
             state = {"model": lm.state_dict(), "optimisers": [o.state_dict() for o in both],
                      "step": step, "seconds": time.time() - began, "history": history}  # fmt: skip
             torch.save(state, checkpoint.with_suffix(".tmp"))
@@ -158,7 +162,7 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> No
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/nano"), help="work and checkpoints")
+    parser.add_argument("--folder", type=Path, default=Path("runs/nano"), help="checkpoints")
     parser.add_argument("--out", type=Path, default=Path("data/nano"))
     parser.add_argument("--steps", type=int, default=8000)
     parser.add_argument("--shards", type=int, default=100, help="of 100 clips of 30 s")
