@@ -168,7 +168,7 @@ class Board:
                 self.model.decode(torch.from_numpy(codes[i : i + BATCH])).numpy()
                 for i in self.progress(f"decoding {name}")(range(0, len(codes), BATCH))
             ]
-            return (np.concatenate(parts).clip(-1, 1) * 32767).round().astype(np.int16)
+            return _int16(np.concatenate(parts))
 
         return self.kept(f"{name}-audio", make).astype(np.float32) / 32767
 
@@ -178,6 +178,19 @@ class Board:
         clips = self.held_out(2 * self.clips, 10, seed=10_000)
         prompts = [quality.full_prompt(c.truth, i) for i, c in enumerate(clips)]
         return [c.truth for c in clips], np.stack([c.audio for c in clips]), prompts
+
+    def copied(self, name: str, audio: np.ndarray) -> np.ndarray:
+        """Sound through the codec and back."""
+
+        def make():
+            copies = quality.copies(self.model, audio, self.progress(f"copying {name}"))[0]
+            return _int16(copies)
+
+        return self.kept(f"copies-{name}", make).astype(np.float32) / 32767
+
+    @property
+    def copied_originals(self) -> np.ndarray:
+        return self.copied("held-out", self.prompted[1])
 
     def played(self, guidance: float) -> np.ndarray:
         """The same prompts played by the model, with and without guidance: sound."""
@@ -226,11 +239,14 @@ def prediction(board: Board) -> dict:
 
 @figures("nano.lm.in_key_ratio", "nano.lm.harmonic_ratio", "nano.lm.onset_ratio", minutes=8)
 def likeness(board: Board) -> dict:
-    """10 s under the plain names; 30 s, of fewer pieces, under ``.30s``."""
+    """10 s under the plain names, the codec's copies of the originals under ``.codec``; 30 s, of
+    fewer pieces, under ``.30s``."""
     truths, originals, _ = board.prompted
-    found = {
-        f"nano.lm.{k}": v for k, v in _likeness(board, board.played(3.0), originals, truths).items()
-    }
+    found = {}
+    for suffix, audio in {"": board.played(3.0), ".codec": board.copied_originals}.items():
+        for name, interval in _likeness(board, audio, originals, truths).items():
+            if name.endswith("_ratio") or not suffix:
+                found[f"nano.lm.{name}{suffix}"] = interval
     clips = board.held_out(board.clips, 30, seed=20_000)
     prompts = [quality.full_prompt(c.truth, i) for i, c in enumerate(clips)]
     played = board.audio("prompted-30s", board.generated("prompted-30s", prompts, 30))
@@ -268,14 +284,9 @@ def continuation(board: Board) -> dict:
 )  # fmt: skip
 def obedience(board: Board) -> dict:
     """Beside each ``.chance``, ``.guidance_off``, ``.no_prompt`` and the judge's ``.accuracy``."""
-    truths, originals, prompts = board.prompted
+    truths, _, prompts = board.prompted
     learning = board._composed(24 * board.clips, 10, 500_000, "train")
-
-    def copy(name, audio):
-        make = lambda: _int16(quality.copies(board.model, audio, board.progress(name))[0])  # noqa: E731
-        return board.kept(name, make).astype(np.float32) / 32767
-
-    heard_from = copy("copies to learn from", np.stack([c.audio for c in learning]))
+    heard_from = board.copied("to-learn-from", np.stack([c.audio for c in learning]))
     judges = quality.Judges().fit(
         heard_from, [c.truth for c in learning], progress=board.progress("teaching judges")
     )
@@ -284,7 +295,7 @@ def obedience(board: Board) -> dict:
         "": board.played(3.0),
         ".guidance_off": board.played(1.0),
         ".no_prompt": unprompted,
-        ".accuracy": copy("copies to be marked on", originals),
+        ".accuracy": board.copied_originals,
     }
     found = {}
     for suffix, audio in sounds.items():
