@@ -24,23 +24,28 @@ RATE = 3e-3  # AdamW's peak learning rate; 1.5e-3 is slower, Muon no better a mi
 WARMUP, CONTINUOUS = 200, 400  # steps; the quantiser joins after CONTINUOUS
 COMMITMENT = 0.25
 SAVE_EVERY = 500  # steps
-DECAY = 0.98  # of the codebooks' running means
+DECAY = (
+    0.98,
+    0.998,
+)  # of the codebooks' running means, first and last: they settle as the rate falls
 DEAD = 0.2  # a code used less often than this times the batch's mean use per code is planted anew
 
 
-def quantise(z: torch.Tensor, layers, train: bool) -> tuple[torch.Tensor, list[torch.Tensor]]:
-    """Residual vector quantisation of (N, dim) latents; updates the codebooks when training."""
+def quantise(
+    z: torch.Tensor, layers, decay: float | None = None
+) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    """Residual vector quantisation of (N, dim) latents; given a decay, the codebooks follow."""
     residual, total, codes = z, torch.zeros_like(z), []
     for layer in layers:
         book = layer._codebook
         distance = book.embed.pow(2).sum(1) - 2 * residual @ book.embed.T
         code = distance.argmin(1)
-        if train:
+        if decay is not None:
             n = len(book.embed)
             count = torch.bincount(code, minlength=n).float()
             sums = torch.zeros_like(book.embed).index_add_(0, code, residual)
-            book.cluster_size.lerp_(count, 1 - DECAY)
-            book.embed_avg.lerp_(sums, 1 - DECAY)
+            book.cluster_size.lerp_(count, 1 - decay)
+            book.embed_avg.lerp_(sums, 1 - decay)
             dead = book.cluster_size < DEAD * len(z) / n
             if dead.any():
                 fresh = residual[torch.randint(len(residual), (int(dead.sum()),))]
@@ -124,7 +129,8 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> No
                 plant(many.transpose(1, 2).reshape(-1, z.shape[1]), layers)
         if step >= CONTINUOUS:
             with torch.no_grad():
-                quantised, _ = quantise(flat, layers, train=True)
+                decay = DECAY[0] + (DECAY[1] - DECAY[0]) * step / steps
+                quantised, _ = quantise(flat, layers, decay)
             commitment = (flat - quantised).pow(2).mean()
             passed = flat + (quantised - flat).detach()
             z = passed.view(len(audio), -1, z.shape[1]).transpose(1, 2)
