@@ -36,7 +36,8 @@ arXiv:1909.03368.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -49,6 +50,7 @@ from .stats import Interval, proportion, resample_groups
 
 __all__ = [
     "CONCEPTS",
+    "RIVALS",
     "Concept",
     "LayerProbes",
     "ProbeResult",
@@ -58,12 +60,15 @@ __all__ = [
     "clip_types",
     "concept_rows",
     "control_labels",
+    "layer_features",
     "pool",
     "position_features",
     "probe",
     "probe_concepts",
     "probe_layers",
+    "rival_features",
     "selectivity",
+    "untrained",
     "with_context",
 ]
 
@@ -687,6 +692,125 @@ def probe_concepts(
             types=None if row_types is None else rows.take(row_types),
         )
     return out
+
+
+# -- what is probed --------------------------------------------------------------------------------
+
+RIVALS = ("embeddings", "codec latents", "acoustics", "position")
+
+
+def layer_features(
+    model: Any,
+    codes: Any,
+    layers: Iterable[int] | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> dict[str, list[np.ndarray]]:
+    """What a language model's layers hold at each frame of given music, and what goes into them.
+
+    Teacher-forced and without a prompt: whatever is found was heard. Frame t is read where the
+    model has just seen all codebooks of frame t (`trace.align`), and has no more of the future.
+
+    Parameters
+    ----------
+    model : MusicModel
+    codes : Tensor of shape (B, K, T)
+    layers : iterable of int, optional
+        All of them unless given.
+    progress : callable
+        Wraps the iteration over batches, e.g. ``tqdm``.
+
+    Returns
+    -------
+    dict of name to list of B arrays, float16
+        ``"layer 0"``, …: (T, dim). ``"embeddings"``: (T, 4 dim), the sum of code embeddings with
+        its means over the past (`with_context`), so that it has heard as much as a layer has.
+    """
+    from . import trace  # torch and audiocraft: seconds to import, and only this needs them
+
+    layers = list(range(model.n_layers)) if layers is None else list(layers)
+    out: dict[str, list[np.ndarray]] = {"embeddings": []} | {f"layer {i}": [] for i in layers}
+    n_frames, last = codes.shape[-1], trace._delays(model.lm)[-1]
+    for batch in progress(codes.split(8)):
+        streams = trace.residuals(model, batch, ["embed", *layers])
+        frames = {k: trace.align(x, n_frames, last).cpu().float() for k, x in streams.items()}
+        for i in layers:
+            out[f"layer {i}"] += list(frames[i].half().numpy())
+        out["embeddings"] += [
+            with_context(x, model.frame_rate).astype(np.float16) for x in frames["embed"]
+        ]
+    return out
+
+
+def rival_features(
+    model: Any,
+    clips: Sequence[Any],
+    acoustics: Sequence[np.ndarray] | None = None,
+    progress: Callable[[Iterable], Iterable] = iter,
+) -> dict[str, list[np.ndarray]]:
+    """What can be known about clips without the language model.
+
+    Parameters
+    ----------
+    model : MusicModel
+        Its codec's encoder is a rival.
+    clips : list of Clip, of one length
+    acoustics : list of arrays of shape (T, 266), optional
+        `acoustic_features` of the clips, where they are at hand.
+    progress : callable
+        Wraps the iteration over clips.
+
+    Returns
+    -------
+    dict of name to list of arrays of shape (T, d)
+        ``"codec latents"``: the encoder's output *before* quantisation, so more than the model was
+        told; ``"acoustics"``; both with means over the past. ``"position"``: a stopwatch.
+    """
+    out: dict[str, list[np.ndarray]] = {name: [] for name in RIVALS[1:]}
+    for i, clip in enumerate(progress(clips)):
+        latents = with_context(model.latents(clip)[0].T, model.frame_rate)
+        heard = (
+            acoustic_features(clip.audio, clip.sample_rate, model.frame_rate)
+            if acoustics is None
+            else acoustics[i]
+        )
+        out["codec latents"].append(latents.astype(np.float16))
+        out["acoustics"].append(heard[: len(latents)])
+        out["position"].append(position_features(len(latents), model.frame_rate))
+    return out
+
+
+@contextmanager
+def untrained(model: Any, seed: int = 0) -> Iterator[Any]:
+    """The same language model with random weights, for as long as the ``with`` lasts.
+
+    Its layers mix what they are told, and have learnt nothing. Matrices are Gaussian with the
+    variance of one over their inputs, norms and biases neutral; the learned weights come back.
+
+    Parameters
+    ----------
+    model : MusicModel
+    seed : int
+
+    Yields
+    ------
+    MusicModel
+        `model` itself.
+    """
+    import torch
+
+    rng = torch.Generator().manual_seed(seed)
+    learned = {name: value.clone() for name, value in model.lm.state_dict().items()}
+    try:
+        with torch.no_grad():
+            for name, weights in model.lm.named_parameters():
+                if weights.dim() > 1:
+                    noise = torch.randn(weights.shape, generator=rng) / weights.shape[-1] ** 0.5
+                    weights.copy_(noise)
+                else:
+                    weights.fill_(float(name.endswith("weight")))
+        yield model
+    finally:
+        model.lm.load_state_dict(learned)
 
 
 # -- features --------------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from sklearn import metrics as sk
 from sklearn.linear_model import LogisticRegression, Ridge
 
 from musae_utils import probes
+from musae_utils.music import Clip
 
 relaxed = settings(deadline=None)  # the machine may be busy
 quick = settings(deadline=None, max_examples=15)
@@ -556,3 +557,59 @@ def with_nan():
 def test_bad_input_is_answered_in_a_sentence(call, says):
     with pytest.raises(ValueError, match=says):
         call()
+
+
+# -- what is probed
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    from musae_utils.models import MusicModel, compat, nano  # noqa: F401
+
+    from audiocraft.models import MusicGen  # isort: skip  (after the patches)
+
+    torch.manual_seed(0)
+    small = dict(encoder_width=8, decoder_width=8, encoder_dilations=[1], decoder_dilations=[1])
+    codec = nano.build_codec(small | dict(n_fft=512, dim=8, cardinality=32))
+    lm = nano.build_lm(dict(dim=32, layers=3, heads=2, cardinality=32)).eval()
+    return MusicModel("tiny", MusicGen("tiny", codec.eval(), lm, max_duration=30), torch.float32)
+
+
+def test_layers_and_rivals_are_aligned_to_frames_and_know_nothing_of_the_future(tiny):
+    rng = np.random.default_rng(0)
+    sound = (0.1 * rng.standard_normal((9, 16_000))).astype(np.float32)  # more than one batch
+    clips = [Clip(s) for s in sound]
+    codes = tiny.encode(sound)
+    found = probes.layer_features(tiny, codes)
+    assert list(found) == ["embeddings", "layer 0", "layer 1", "layer 2"]
+    rivals = probes.rival_features(tiny, clips[:2])
+    assert set(found) | set(rivals) == {*probes.RIVALS, *(f"layer {i}" for i in range(3))}
+    assert {len(x) for row in (found | rivals).values() for x in row} == {50}
+    changed = codes.clone()
+    changed[..., 30:] = (changed[..., 30:] + 1) % 32
+    other = probes.layer_features(tiny, changed, layers=[2])
+    for name in ("layer 2", "embeddings"):
+        a, b = np.stack(found[name]), np.stack(other[name])
+        # Frame t is read K - 1 positions later, when the first codebooks of the next are there.
+        np.testing.assert_array_equal(a[:, :27], b[:, :27])
+        assert (a[:, 30] != b[:, 30]).any()
+
+
+def test_codec_latents_are_what_the_quantiser_gets(tiny):
+    sound = 0.1 * np.random.default_rng(1).standard_normal((3, 16_000)).astype(np.float32)
+    latents = tiny.latents(sound)
+    assert torch.equal(tiny.codec.quantizer.encode(latents), tiny.encode(sound))
+
+
+def test_an_untrained_twin_forgets_and_the_model_remembers(tiny):
+    codes = torch.randint(32, (2, 4, 20), generator=torch.Generator().manual_seed(0))
+    before = probes.layer_features(tiny, codes)
+    with probes.untrained(tiny) as twin:
+        assert twin is tiny
+        twins = probes.layer_features(twin, codes)
+    with pytest.raises(KeyboardInterrupt), probes.untrained(tiny, seed=1):
+        raise KeyboardInterrupt
+    after = probes.layer_features(tiny, codes)
+    for name, x in before.items():
+        assert np.isfinite(twins[name][0]).all() and not np.array_equal(twins[name][0], x[0])
+        np.testing.assert_array_equal(after[name], x)
