@@ -39,15 +39,15 @@ CODEC = {
     "hop": 320,  # samples a code frame: 50 frames a second
     "n_fft": 2048,  # a window of 128 ms tells a semitone from the next down to 130 Hz
     "floor": 3e-5,  # amplitude below which everything is silence (-90 dB)
-    "dim": 64,  # latent dimension
+    "dim": 32,  # latent dimension
     # A note lasts 10 to 50 frames: blocks that see far average over what quantising did to each.
     "encoder_width": 320,
     "encoder_dilations": [1, 2, 4, 8, 1],
     "decoder_width": 448,
     "decoder_dilations": [1, 2, 4, 8, 4, 1],
     "expansion": 1,  # of a block's inner width
-    "codebooks": 4,
-    "cardinality": 1024,
+    "codebooks": 8,  # 72 bits a frame; four of 1024 left loud partials 4 dB off
+    "cardinality": 512,
     "griffin_lim_steps": 4,
 }
 
@@ -55,8 +55,8 @@ LM = {
     "dim": 256,
     "layers": 6,
     "heads": 8,
-    "codebooks": 4,
-    "cardinality": 1024,
+    "codebooks": CODEC["codebooks"],
+    "cardinality": CODEC["cardinality"],
     "max_words": 32,
     "guidance_dropout": 0.15,
 }

@@ -26,11 +26,11 @@ LONG, LONG_EVERY = (2, 1500), 4  # every fourth step sees whole 30 s clips: form
 FROM_THE_START = 0.5  # share of short rows that begin where the piece begins
 MUON_RATE, ADAM_RATE, WARMUP = 0.02, 3e-3, 100
 SAVE_EVERY = 250  # steps
-CODEBOOK_WEIGHTS = (1.6, 1.0, 0.8, 0.6)  # the first says most of what is heard
+CODEBOOK_WEIGHTS = (2.4, 1.6, 1.2, 1.0, 0.8, 0.6, 0.5, 0.4)  # the first say most of what is heard
 
 
 def code_shard(folder: Path, index: int, codec) -> np.ndarray:
-    """Codes of one shard: int16, shape (100, 4, 1500)."""
+    """Codes of one shard: int16, shape (100, K, 1500)."""
     path = folder / f"codes-{index:04d}.npy"
     if not path.exists():
         audio = audio_shard(folder, index)

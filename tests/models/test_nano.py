@@ -48,7 +48,7 @@ def test_frame_i_is_centred_on_code_frame_i(codec):
 @pytest.mark.parametrize("samples", [320, 321, 5000, 16000])
 def test_codes_cover_the_sound(codec, samples):
     codes, scale = codec.encode(torch.randn(1, 1, samples) * 0.1)
-    assert codes.shape == (1, 4, -(-samples // 320)) and scale is None
+    assert codes.shape == (1, nano.CODEC["codebooks"], -(-samples // 320)) and scale is None
     assert codec.decode(codes).shape[-1] >= samples
 
 
@@ -139,7 +139,8 @@ def test_a_killed_lm_training_ends_with_the_same_weights(tmp_path, monkeypatch):
         monkeypatch.setattr(train_lm, name, value)
     for name, value in {"dim": 32, "heads": 2, "layers": 1}.items():
         monkeypatch.setitem(nano.LM, name, value)
-    codes = np.random.default_rng(0).integers(0, 1024, (100, 4, 1500)).astype(np.int16)
+    shape, most = (100, nano.LM["codebooks"], 1500), nano.LM["cardinality"]
+    codes = np.random.default_rng(0).integers(0, most, shape).astype(np.int16)
     monkeypatch.setattr(train_lm, "load_part", lambda *args: None)
     monkeypatch.setattr(train_lm, "code_shard", lambda *args: codes)
     monkeypatch.setattr(train_lm, "training_captions", lambda *args: ["flute in c major"] * 100)
