@@ -1,6 +1,6 @@
 """Train the nano codec (``make nano``). Resumable: kill it and start it again.
 
-One can read it in a sitting: crops of scored music, log magnitudes in, 4 codes a frame, log
+One can read it in a sitting: crops of scored music, log magnitudes in, codes in the middle, log
 magnitudes out. Codebooks are running means of what falls to them; one that nothing falls to is
 planted anew where the encoder is.
 """
