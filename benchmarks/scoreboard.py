@@ -383,46 +383,24 @@ def overhead(board: Board) -> dict:
 
 # -- probes ---------------------------------------------------------------------------------------
 
-RIVALS = ("embeddings", "codec latents", "acoustics", "position")
-
 
 @figures(*(f"{kind}.{c}" for kind in ("probe", "probe_rival") for c in probes.CONCEPTS), minutes=12)
 def worth_opening(board: Board) -> dict:
     """The best residual layer, chosen on one half and scored on the other, and its best rival.
 
     Held-out pieces of 20 s, read without a prompt. Rivals hear as much of the past as the model:
-    the sum of code embeddings and the codec's latents come with means over the past 0.5 s, 2 s and
-    all; acoustic features likewise; position is a stopwatch. The rival with the highest test score
-    counts. ``probe.tonic.ahead`` is the difference, paired by composition.
+    the sum of code embeddings and the codec's latents (before rounding to codes) come with means
+    over the past 0.5 s, 2 s and all; acoustic features likewise; position is a stopwatch. The rival
+    with the highest test score counts. ``probe.tonic.ahead`` is the difference, paired by
+    composition.
     """
-    model, rate = board.model, board.model.frame_rate
-    clips = board.held_out(3 * board.clips, 20, seed=40_000)
+    model, clips = board.model, board.held_out(3 * board.clips, 20, seed=40_000)
     encoded = lambda: model.encode(clips).numpy().astype(np.int16)  # noqa: E731
     codes = torch.from_numpy(board.kept("probe-codes", encoded)).long()
-    n_frames, last = codes.shape[-1], model.n_codebooks - 1
-
-    def acoustics():
-        found = [
-            probes.acoustic_features(clip.audio, clip.sample_rate)[:n_frames].astype(np.float16)
-            for clip in board.progress("acoustic features")(clips)
-        ]
-        return np.stack(found)
-
-    layers = [*range(model.n_layers)]
-    sources = {f"layer {i}": [] for i in layers} | {name: [] for name in RIVALS}
-    sources["acoustics"] = list(board.kept("probe-acoustics", acoustics))
-    sources["position"] = [probes.position_features(n_frames, rate)] * len(clips)
-    for code in board.progress("reading")(codes.split(1)):
-        streams = trace.residuals(model, code, ["embed", *layers])
-        for i in layers:
-            sources[f"layer {i}"].append(_half(trace.align(streams[i], n_frames, last)[0]))
-        embedded = trace.align(streams["embed"], n_frames, last)[0].cpu().float()
-        sources["embeddings"].append(_half(probes.with_context(embedded, rate)))
-        latents = model.codec.decode_latent(code.to(model.device))[0].T.cpu().float()
-        sources["codec latents"].append(_half(probes.with_context(latents, rate)))
-
+    sources = probes.layer_features(model, codes, progress=board.progress("reading"))
+    sources |= probes.rival_features(model, clips, board.progress("rivals"))
     results = probes.probe_concepts(
-        sources, clips, np.arange(len(clips)), RIVALS, frame_rate=rate,
+        sources, clips, np.arange(len(clips)), probes.RIVALS, frame_rate=model.frame_rate,
         progress=board.progress("probing"),
     )  # fmt: skip
     found = {}
@@ -434,10 +412,6 @@ def worth_opening(board: Board) -> dict:
         found[f"probe.{concept}.ahead"] = (result.differences[rival], score)
         found[f"probe_rival.{concept}"] = (result.results[rival].score, f"{score}, {rival}")
     return found
-
-
-def _half(x) -> np.ndarray:
-    return np.asarray(x.cpu() if torch.is_tensor(x) else x).astype(np.float16)
 
 
 # -- running ---------------------------------------------------------------------------------------

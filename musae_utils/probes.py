@@ -744,7 +744,6 @@ def layer_features(
 def rival_features(
     model: Any,
     clips: Sequence[Any],
-    acoustics: Sequence[np.ndarray] | None = None,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> dict[str, list[np.ndarray]]:
     """What can be known about clips without the language model.
@@ -754,10 +753,8 @@ def rival_features(
     model : MusicModel
         Its codec's encoder is a rival.
     clips : list of Clip, of one length
-    acoustics : list of arrays of shape (T, 266), optional
-        `acoustic_features` of the clips, where they are at hand.
     progress : callable
-        Wraps the iteration over clips.
+        Wraps the iteration over clips, e.g. ``tqdm``.
 
     Returns
     -------
@@ -766,15 +763,11 @@ def rival_features(
         told; ``"acoustics"``; both with means over the past. ``"position"``: a stopwatch.
     """
     out: dict[str, list[np.ndarray]] = {name: [] for name in RIVALS[1:]}
-    for i, clip in enumerate(progress(clips)):
+    for clip in progress(clips):
         latents = with_context(model.latents(clip)[0].T, model.frame_rate)
-        heard = (
-            acoustic_features(clip.audio, clip.sample_rate, model.frame_rate)
-            if acoustics is None
-            else acoustics[i]
-        )
+        heard = acoustic_features(clip.audio, clip.sample_rate, model.frame_rate)
         out["codec latents"].append(latents.astype(np.float16))
-        out["acoustics"].append(heard[: len(latents)])
+        out["acoustics"].append(heard[: len(latents)].astype(np.float16))
         out["position"].append(position_features(len(latents), model.frame_rate))
     return out
 

@@ -570,8 +570,9 @@ def tiny():
 
     torch.manual_seed(0)
     small = dict(encoder_width=8, decoder_width=8, encoder_dilations=[1], decoder_dilations=[1])
-    codec = nano.build_codec(small | dict(n_fft=512, dim=8, cardinality=32))
-    lm = nano.build_lm(dict(dim=32, layers=3, heads=2, cardinality=32)).eval()
+    size = dict(cardinality=32, codebooks=4)
+    codec = nano.build_codec(small | size | dict(n_fft=512, dim=8))
+    lm = nano.build_lm(size | dict(dim=32, layers=3, heads=2)).eval()
     return MusicModel("tiny", MusicGen("tiny", codec.eval(), lm, max_duration=30), torch.float32)
 
 
