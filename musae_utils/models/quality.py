@@ -503,7 +503,7 @@ def _stroke_features(audio: np.ndarray) -> np.ndarray:
 class _Timbre(nn.Module):
     """A convolutional network from mel spectrograms (80, T) at 25 frames a second to a family."""
 
-    CROP, STEPS, ROWS, RATE = 100, 800, 32, 3e-3
+    CROP, STEPS, ROWS, RATE = 100, 1200, 32, 3e-3
 
     def __init__(self, seed: int):
         super().__init__()
