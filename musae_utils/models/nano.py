@@ -62,6 +62,8 @@ LM = {
 }
 
 
+LOUDEST = 2.9  # normalised log magnitude: -11 dB of full scale in one partial
+
 # -- the codec ----------------------------------------------------------------------------------
 
 
@@ -123,6 +125,8 @@ class LogSpectrum(nn.Module):
 
     def synthesise(self, log_magnitudes: torch.Tensor) -> torch.Tensor:
         """Normalised log magnitudes (B, T, bins) to audio (B, T * hop)."""
+        # No partial of a clip reaches this; codes that never met in music could ask for any level.
+        log_magnitudes = log_magnitudes.clamp(max=LOUDEST)
         magnitude = (torch.exp(log_magnitudes.float() * 2 - 7) - self.floor).clamp(min=0)
         spectrum = torch.polar(magnitude, self._phase_from_peaks(log_magnitudes.float()))
         previous = torch.zeros_like(spectrum)

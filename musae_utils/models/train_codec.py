@@ -22,7 +22,7 @@ from musae_utils.models.nano_data import SHARD, training_audio
 BATCH, CROP = 16, 1.6  # crops a step, seconds each
 RATE = 3e-3  # AdamW's peak learning rate; 1.5e-3 is slower, Muon no better a minute
 WARMUP, CONTINUOUS = 200, 400  # steps; the quantiser joins after CONTINUOUS
-COMMITMENT = 0.25
+COMMITMENT, FLICKER = 0.25, 0.5  # weights beside the error itself
 SAVE_EVERY = 500  # steps
 DECAY = (
     0.98,
@@ -137,8 +137,11 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> No
         with torch.autocast("cpu", torch.bfloat16):
             y = decoder.to_spectrum(z)
         weight = by_ear * (0.15 + torch.exp(0.8 * (x - x.amax(-1, keepdim=True))))
-        loss = ((y.float() - x).abs() * weight).sum() / weight.sum()
-        (loss + COMMITMENT * commitment).backward()
+        wrong = y.float() - x
+        loss = (wrong.abs() * weight).sum() / weight.sum()
+        # An error that comes and goes is heard as strokes that nobody played; one that stays, less.
+        flicker = (wrong.diff(dim=1).abs() * weight[:, 1:]).sum() / weight[:, 1:].sum()
+        (loss + FLICKER * flicker + COMMITMENT * commitment).backward()
         torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         optimiser.step()
         optimiser.zero_grad(set_to_none=True)
@@ -148,7 +151,7 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> No
         step += 1
         bar.update()
         if step % 200 == 0 or step == steps:
-            bar.set_postfix(loss=f"{running:.4f}", commit=f"{commitment.item():.4f}")
+            bar.set_postfix_str(f"{running:.4f}, flicker {flicker.item():.4f}")
             history.append({"step": step, "loss": running, "seconds": time.time() - began})
         if step % SAVE_EVERY == 0 or step == steps:
             state = {"model": codec.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
