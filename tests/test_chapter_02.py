@@ -39,7 +39,9 @@ def heard(start):
 @pytest.fixture(scope="module")
 def read(heard):
     """What the language model expects of the same clips."""
-    return execute(heard, "def surprise(codes", "def unigram(book)", "first = cost[", "def saved(")
+    books = [f"codebook {k + 1}" for k in range(heard["n_codebooks"])]
+    snippets = "def surprise(codes", "def unigram(book)", "first = cost[", "def saved("
+    return execute(heard, *snippets, books=books)
 
 
 # -- the codec -----------------------------------------------------------------------------------
@@ -99,13 +101,13 @@ def test_surprise_gathers_where_notes_begin(read):
 
 
 def test_temperature_and_guidance_do_what_the_text_says(read):
-    space = execute(read, "logits = trace.logits(", "m = max(2, n // 2)", "def in_key(", n=4)
+    space = execute(read, "guesses = {", "m = max(2, n // 2)", "def in_key(", n=4)
     spread = [space["table"][row]["codes that share 90 %"] for row in space["table"]]
     assert spread == sorted(spread) and spread[1] < spread[-1] / 2
     variety = {way: space["variety"](codes).mean() for way, (_, codes) in space["played"].items()}
     assert variety["temperature 0"] < variety["1, top 250"] < variety["1.5, all codes"]
 
-    space = execute(space, "def two_takes(", "def obedience(", n=8, length=4.0)
+    space = execute(space, "def two_takes(", "def obedience(", n=8, length=3.0)
     asked, away, same, _ = space["curves"].values()
     assert asked[3].above(away[3]) and asked[3].value > asked[0].value + 0.1
     assert same[6].value > same[0].value
@@ -116,11 +118,10 @@ def test_temperature_and_guidance_do_what_the_text_says(read):
 
 
 def test_one_word_changes_what_it_names(read):
-    space = execute(read, 'base = "piano', "def facts(", n=8, length=4.0)
+    space = execute(read, 'base = "piano', "def facts(", n=8, length=3.0)
     values = space["values"]
     moved = {name: values.loc[name] - values.loc["as it is"] for name in space["prompts"]}
     assert moved["key"]["in F# major"].mean() > 0.2 > -0.2 > moved["key"]["in C major"].mean()
-    assert moved["tempo"]["onsets a second"].mean() > 0.5
 
 
 def test_unknown_words_are_named_and_change_nothing(start, capsys):
@@ -132,7 +133,7 @@ def test_unknown_words_are_named_and_change_nothing(start, capsys):
 
 def test_a_continuation_keeps_the_key_it_was_given(read):
     space = execute(
-        read, "pieces = music.make_many", "report = quality", m=8, length=4.0,
+        read, "pieces = music.make_many", "report = quality", m=8, length=3.0,
         title_of=lambda clip: clip.name,
     )  # fmt: skip
     report = space["report"]
