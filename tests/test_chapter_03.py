@@ -50,7 +50,7 @@ def pushed(execute, start):
 @pytest.fixture(scope="module")
 def drummed(execute, pushed):
     """The drums direction, and three openings continued under it."""
-    names = ("means = {}", "plan = pd.DataFrame", "def brightness(audio)", "def surprise(take)")
+    names = ("means = {}", "plan = pd.DataFrame", "def brightness(", "def surprise(take)")
     return execute(pushed, *names, n=3)
 
 
