@@ -32,7 +32,7 @@ codebooks and ``·`` for the special token::
   `frame_of_position`, `position_of_frame`, `positions_to_seconds` and nowhere else.
 - *Writing* (`Edit`): position t decides codebook 0 of frame t. A window from a to b seconds edits
   the positions that write, in codebook 0, the frames from a to b. The same positions write codebook
-  k of the frame k steps earlier, so its first trace is in the last codebook, K - 1 frames (60 ms)
+  k of the frame k steps earlier, so its first trace is in the last codebook, K - 1 frames
   ahead of a; what lies before that is bit for bit what it was.
 
 In stereo models two neighbouring codebooks share a delay: there, k is ``codebook // 2``.
