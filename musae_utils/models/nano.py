@@ -7,7 +7,7 @@ Explained in notebook 02; trained by ``make nano``.
 The codec's codes spell out magnitudes only. Phase, spelled out frame by frame, is what makes codes
 hard to predict for a language model, and it can be found again: the decoder predicts log magnitudes
 and puts phase back by following spectral peaks (single-pass spectrogram inversion, Beauregard et
-al., DAFx 2015), then by a few steps of fast Griffin-Lim (Perraudin et al., WASPAA 2013).
+al., IEEE DSP 2015), then by a few steps of fast Griffin-Lim (Perraudin et al., WASPAA 2013).
 """
 
 from __future__ import annotations
