@@ -224,7 +224,7 @@ def key(chapter: Chapter, shared: str) -> str:
     folders = [
         _stat_hash(Path(chapter.parameters[name]))
         for name in ("model", "data")
-        if name in chapter.parameters and Path(chapter.parameters[name]).is_dir()
+        if name in chapter.parameters and os.path.isdir(chapter.parameters[name])
     ]
     return _digest([cells, chapter.parameters, folders, shared])
 
@@ -569,10 +569,11 @@ def _indent(text: str) -> str:
 
 def slug(model: str) -> str:
     """Return a folder name for a model's name; two folders of one name stay apart."""
-    if Path(model).is_dir():
+    # os.path.isdir, unlike Path.is_dir, calls a name that is too long for a path no folder.
+    if os.path.isdir(model):
         where = Path(model).resolve()
         return f"{slug(where.name)}-{hashlib.sha256(str(where).encode()).hexdigest()[:6]}"
-    return re.sub(r"[^A-Za-z0-9._-]+", "-", model).strip("-.") or "model"
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", model)[:100].strip("-.") or "model"
 
 
 # -- the command ---------------------------------------------------------------------------------
@@ -617,10 +618,10 @@ def make_book(
     """
     out = (out or root).resolve() / "_build"
     if data:
-        if not Path(data).is_dir():
+        if not os.path.isdir(data):
             raise BookError(f"data = {data!r} is not a folder: give one that holds audio files.")
         data = str(Path(data).resolve())
-    if Path(model).is_dir():
+    if os.path.isdir(model):
         model = str(Path(model).resolve())
     chapters = load_chapters(root)
     chosen = select(chapters, only)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import errno
 import json
+import os
 from pathlib import Path
 
 import psutil
@@ -160,10 +161,10 @@ def _not_to_be_had(what: str, error: Exception) -> str:
 
 
 def _folder(name: str) -> Path:
-    folder = Path(name).expanduser()
-    if name and folder.is_dir():
+    folder = Path(os.path.expanduser(name))  # os.path: a name no path can have is no folder
+    if name and os.path.isdir(folder):
         return folder
-    if folder.is_file():
+    if os.path.isfile(folder):
         raise ValueError(f"{name} is a file: give the folder that holds the model.")
     known = ["nano", *PUBLISHED]
     short = {known_name.removeprefix("facebook/"): known_name for known_name in known}
@@ -179,7 +180,7 @@ def _folder(name: str) -> Path:
 
 def _layout(name: str, folder: Path) -> tuple[str, ...]:
     """Which of the two layouts a folder has, all its files being there."""
-    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    found = {path.name for path in folder.iterdir()} if os.path.isdir(folder) else set()
     for layout in (NANO_FILES, AUDIOCRAFT_FILES):
         missing = [file for file in layout if file not in found]
         if not missing:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -485,9 +486,9 @@ def load_audio(
         raise ValueError(f"offset is {offset}; it counts seconds from the beginning, 0 or more.")
     if sample_rate <= 0:
         raise ValueError(f"sample_rate is {sample_rate}; it must be above 0 Hz.")
-    if path.is_dir():
+    if os.path.isdir(path):
         raise IsADirectoryError(f"{name} is a folder, not a sound file; load_folder reads folders.")
-    if not path.exists():
+    if not os.path.exists(path):
         raise FileNotFoundError(f"There is no file {_printable(path)}.")
     try:
         # Opened here: soundfile cannot spell a name that is not Unicode.
@@ -554,9 +555,9 @@ def load_folder(
         For each file that cannot be read; the others are loaded.
     """
     folder = Path(path)
-    if not folder.exists():
+    if not os.path.exists(folder):
         raise FileNotFoundError(f"There is no folder {_printable(folder)}.")
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise NotADirectoryError(f"{_printable(folder)} is a file; load_audio reads one file.")
     files = sorted(
         p

@@ -439,3 +439,9 @@ def test_devices_and_types_are_checked(folder):
         with pytest.raises(ValueError, match="no cuda"):
             models.load(folder, device="cuda")
     assert models.load(folder, device="cpu", dtype=torch.float16).dtype == torch.float16
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "nul\0byte", "~nobody-of-that-name/x", "\udce9"])
+def test_a_name_that_cannot_be_a_path_is_answered(name):
+    with pytest.raises((ValueError, FileNotFoundError), match="There is no"):
+        models.load(name)

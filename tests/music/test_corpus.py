@@ -412,3 +412,11 @@ def test_a_folder_without_music_says_so(tmp_path):
         load_folder(tmp_path / "a.wav")
     with pytest.raises(ValueError, match="seconds is -1"):  # the call is wrong, not the files
         load_folder(tmp_path, seconds=-1)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "nul\0byte"])
+def test_a_name_that_cannot_be_a_path_is_answered(name):
+    with pytest.raises(FileNotFoundError, match="There is no"):
+        load_audio(name)
+    with pytest.raises(FileNotFoundError, match="There is no"):
+        load_folder(name)
