@@ -9,6 +9,10 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# One thread a process, also in what the tests start: on a busy machine threads that wait for each
+# other spin, and a test of seconds takes minutes.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # On a build server the same commit meets the same examples; at a desk they are new each time.
 settings.register_profile("ci", derandomize=True, deadline=None)
 if os.environ.get("CI"):
