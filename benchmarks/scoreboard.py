@@ -339,7 +339,10 @@ def tracing(board: Board) -> dict:
 
     with torch.no_grad():
         bare = model.lm.compute_predictions(
-            plain.to(model.device), [], condition_tensors=model.conditions(prompts)
+            plain.to(model.device),
+            [],
+            condition_tensors=model.conditions(prompts),
+            keep_only_valid_steps=False,  # the sequence that trace reads; a shorter one rounds else
         )
         gap = (trace.logits(model, plain, prompts) - bare.logits)[bare.mask].abs().max()
 
