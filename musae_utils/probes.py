@@ -76,9 +76,6 @@ __all__ = [
 TASKS = ("class", "regress", "circular")
 MIN_GROUPS = 6  # three compositions in each half: as many as there are inner folds
 FOLDS = 3  # inner folds, by composition, that choose the regularisation
-# Many small products in a row: on two hyperthreads of one core, threads that wait for each other
-# made chapter 04 three times slower.
-one_thread = threadpool_limits.wrap(limits=1)
 BINS = 8  # a phase counts as right in the right eighth; the first is centred on 0, the beat itself
 CLOSE = 0.08  # a number counts as right within 8 %, the usual tolerance for tempo
 PENALTIES = (75.0, 15.0, 3.0, 0.6, 0.12, 0.024, 0.005, 0.001, 0.0002)  # L2 per row of features
@@ -218,7 +215,6 @@ def _columns(prefix: str, interval: Interval) -> dict[str, float]:
 # -- probing ---------------------------------------------------------------------------------------
 
 
-@one_thread
 def probe(
     features: ArrayLike,
     labels: ArrayLike,
@@ -274,7 +270,9 @@ def probe(
     return probe_layers({"features": features}, labels, groups, (), task, seed, repeats, both).best
 
 
-@one_thread
+# Many small products in a row: on two hyperthreads of one core, threads that wait for each other
+# made chapter 04 three times slower.
+@threadpool_limits.wrap(limits=1)
 def probe_layers(
     sources: Mapping[str, ArrayLike],
     labels: ArrayLike,
@@ -357,7 +355,6 @@ def probe_layers(
     return LayerProbes(results, rivals, best, tuple(chosen), differences, found)
 
 
-@one_thread
 def selectivity(
     features: ArrayLike,
     labels: ArrayLike,
@@ -611,7 +608,6 @@ def concept_rows(
     return Rows(labels, clips, frames)
 
 
-@one_thread
 def probe_concepts(
     sources: Mapping[str, Sequence[ArrayLike]],
     truths: Sequence[Any],

@@ -6,7 +6,6 @@ Whatever is complete on disk is reused; a shard appears under its name only when
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +14,7 @@ from tqdm.auto import tqdm
 from musae_utils.music import SAMPLE_RATE, Spec, caption, compose
 from musae_utils.music.dataset import SPLIT_SEEDS
 from musae_utils.music.render import synthesise, truth_of
+from musae_utils.runs import atomic_path
 
 SHARD = 100  # clips
 SECONDS = 30
@@ -29,10 +29,8 @@ def audio_shard(folder: Path, index: int) -> np.ndarray:
             score = compose(Spec(seconds=SECONDS), SPLIT_SEEDS["train"] + index * SHARD + i)
             samples = synthesise(score.notes, score.programs, SECONDS)
             audio[i] = np.round(samples * 32767)
-        partial = folder / f".{path.name}.{os.getpid()}"
-        with open(partial, "wb") as f:
+        with atomic_path(path) as partial, open(partial, "wb") as f:
             np.save(f, audio)
-        os.replace(partial, path)
     return np.load(path, mmap_mode="r")
 
 
@@ -42,21 +40,10 @@ def training_audio(folder: Path, n_shards: int) -> list[np.ndarray]:
     return [audio_shard(folder, i) for i in tqdm(range(n_shards), desc="rendering", unit="shard")]
 
 
-def training_captions(index: int, rng: np.random.Generator) -> list[str]:
-    """New captions for the clips of a shard: the same truth, told in other words."""
-    captions = []
+def training_captions(index: int, rng: np.random.Generator, tellings: int) -> list[list[str]]:
+    """Captions for the clips of a shard, told several times: the same truth in other words."""
+    truths = []
     for i in range(SHARD):
         score = compose(Spec(seconds=SECONDS), SPLIT_SEEDS["train"] + index * SHARD + i)
-        truth = truth_of(score, np.zeros(1, np.float32))
-        captions.append(caption(truth, rng))
-    return captions
-
-
-if __name__ == "__main__":
-    import argparse
-
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--folder", type=Path, default=Path("runs/nano"))
-    parser.add_argument("--shards", type=int, default=100)
-    arguments = parser.parse_args()
-    training_audio(arguments.folder, arguments.shards)
+        truths.append(truth_of(score, np.zeros(1, np.float32)))
+    return [[caption(truth, rng) for truth in truths] for _ in range(tellings)]

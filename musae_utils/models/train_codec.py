@@ -18,6 +18,7 @@ from tqdm.auto import tqdm
 
 from musae_utils.models.nano import CODEC, build_codec, save_part
 from musae_utils.models.nano_data import SHARD, training_audio
+from musae_utils.runs import atomic_path
 
 BATCH, CROP = 16, 1.6  # crops a step, seconds each
 RATE = 3e-3  # AdamW's peak learning rate; 1.5e-3 is slower, Muon no better a minute
@@ -156,8 +157,8 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> No
         if step % SAVE_EVERY == 0 or step == steps:
             state = {"model": codec.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
                      "seconds": time.time() - began, "history": history}  # fmt: skip
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            with atomic_path(checkpoint) as partial:
+                torch.save(state, partial)
     recipe = {"steps": steps, "batch": BATCH, "crop_seconds": CROP, "rate": RATE, "seed": seed,
               "clips": shards * SHARD, "seconds": round(time.time() - began),
               "history": history}  # fmt: skip

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import math
-import os
 import time
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from tqdm.auto import tqdm
 
 from musae_utils.models.nano import LM, VOCABULARY, build_lm, load_part, save_part
 from musae_utils.models.nano_data import SECONDS, SHARD, audio_shard, training_captions
+from musae_utils.runs import atomic_path
 
 SHORT = (6, 500)  # rows and frames of most steps: 10 s
 LONG, LONG_EVERY = (2, 1500), 4  # every fourth step sees whole 30 s clips: form and returns
@@ -41,10 +41,8 @@ def code_shard(folder: Path, index: int, codec) -> np.ndarray:
                 with torch.autocast("cpu", torch.bfloat16):  # four times faster
                     latents = codec.encoder(batch[:, None])
                 codes.append(codec.quantizer.encode(latents.float()).to(torch.int16))
-        partial = folder / f".{path.name}.{os.getpid()}"
-        with open(partial, "wb") as f:
+        with atomic_path(path) as partial, open(partial, "wb") as f:
             np.save(f, torch.cat(codes).numpy())
-        os.replace(partial, path)
     return np.load(path, mmap_mode="r")
 
 
@@ -92,7 +90,7 @@ class Pieces:
     def caption(self, shard: int, row: int, rng) -> str:
         if shard not in self.captions:  # four tellings of each clip, made when first needed
             tell = np.random.default_rng([shard, 5])
-            self.captions[shard] = [training_captions(shard, tell) for _ in range(4)]
+            self.captions[shard] = training_captions(shard, tell, tellings=4)
         return self.captions[shard][rng.integers(4)][row]
 
     def batch(self, rng, rows: int, frames: int):
@@ -150,8 +148,8 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> No
         if step % SAVE_EVERY == 0 or step == steps:
             state = {"model": lm.state_dict(), "optimisers": [o.state_dict() for o in both],
                      "step": step, "seconds": time.time() - began, "history": history}  # fmt: skip
-            torch.save(state, checkpoint.with_suffix(".tmp"))
-            checkpoint.with_suffix(".tmp").replace(checkpoint)
+            with atomic_path(checkpoint) as partial:
+                torch.save(state, partial)
     recipe = {"steps": steps, "short": SHORT, "long": LONG, "muon_rate": MUON_RATE,
               "adam_rate": ADAM_RATE, "codebook_weights": CODEBOOK_WEIGHTS, "seed": seed,
               "clips": shards * SHARD, "seconds": round(time.time() - began),

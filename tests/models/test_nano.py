@@ -143,7 +143,9 @@ def test_a_killed_lm_training_ends_with_the_same_weights(tmp_path, monkeypatch):
     codes = np.random.default_rng(0).integers(0, most, shape).astype(np.int16)
     monkeypatch.setattr(train_lm, "load_part", lambda *args: None)
     monkeypatch.setattr(train_lm, "code_shard", lambda *args: codes)
-    monkeypatch.setattr(train_lm, "training_captions", lambda *args: ["flute in c major"] * 100)
+    monkeypatch.setattr(
+        train_lm, "training_captions", lambda *args, **kw: [["flute in c major"] * 100] * 4
+    )
     for way in ("whole", "killed"):
         (tmp_path / way).mkdir()
     train_lm.train(tmp_path / "whole", tmp_path / "whole", steps=6, shards=1)
