@@ -1,39 +1,32 @@
 """What chapter 01 claims, on less music than the chapter takes, with the code its readers see."""
 
 import re
-from pathlib import Path
 
-import nbformat
 import numpy as np
 import pandas as pd
 import pytest
+from chapter import Chapter
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "01_music_with_known_answers.ipynb"
+execute = Chapter("01_music_with_known_answers")
 
 
 @pytest.fixture(scope="module")
 def cells():
-    return nbformat.read(NOTEBOOK, as_version=4).cells
+    return execute.cells
 
 
 @pytest.fixture(scope="module")
-def run(cells):
-    """Execute the cells that hold the given texts, in the chapter's order and in one namespace."""
+def run():
+    """Run cells of the chapter, each time from the chapter's imports alone."""
     from musae_utils import music, show, stats
     from musae_utils.music import measure
 
-    def execute(*snippets, **names):
-        chosen = [
-            c for c in cells if c.cell_type == "code" and any(s in c.source for s in snippets)
-        ]
-        assert len(chosen) == len(snippets), "a cell that the tests rely on was changed"
+    def fresh(*snippets, **names):
         space = dict(np=np, pd=pd, music=music, measure=measure, show=show)
-        space |= dict(stats=stats, seed=699, rng=np.random.default_rng(699), **names)
-        for cell in chosen:
-            exec(compile(cell.source, NOTEBOOK.name, "exec"), space)
-        return space
+        space |= dict(stats=stats, seed=699, rng=np.random.default_rng(699))
+        return execute(space, *snippets, **names)
 
-    return execute
+    return fresh
 
 
 def test_one_knob_leaves_the_melody_where_it_was(run):

@@ -1,26 +1,13 @@
 """What chapter 02 claims, on less music than the chapter takes, with the code its readers see."""
 
-from pathlib import Path
-
-import nbformat
 import numpy as np
 import pytest
 import torch
+from chapter import Chapter
 
 from musae_utils import models  # before audiocraft
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "02_the_model_plays.ipynb"
-
-
-def execute(space, *snippets, **names):
-    """Run the cells that hold the given texts, in the chapter's order, in a copy of `space`."""
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    chosen = [c for c in cells if c.cell_type == "code" and any(s in c.source for s in snippets)]
-    assert len(chosen) == len(snippets), "a cell that the tests rely on was changed"
-    space = {**space, **names}
-    for cell in chosen:
-        exec(compile(cell.source, NOTEBOOK.name, "exec"), space)
-    return space
+execute = Chapter("02_the_model_plays")
 
 
 @pytest.fixture(scope="module")
@@ -154,9 +141,9 @@ def test_every_cell_takes_another_model(monkeypatch, capsys):
     monkeypatch.setattr(models, "load", lambda name: like)
 
     space = {}
-    for cell in nbformat.read(NOTEBOOK, as_version=4).cells:
+    for cell in execute.cells:
         if cell.cell_type == "code":
-            exec(compile(cell.source, NOTEBOOK.name, "exec"), space)
+            exec(compile(cell.source, "02_the_model_plays.ipynb", "exec"), space)
         if "parameters" in cell.metadata.get("tags", []):
             space["profile"] = "smoke"
     assert space["musicgen"] is like and space["sequence"].shape == (3, 11)

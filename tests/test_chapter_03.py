@@ -1,41 +1,19 @@
 """What chapter 03 claims, on less music than the chapter takes, with the code its readers see."""
 
 import re
-from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
 import torch
+from chapter import Chapter
 
 from musae_utils import models  # noqa: F401  # before audiocraft
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "03_tracing_and_intervening.ipynb"
+execute = Chapter("03_tracing_and_intervening")
 
 
 @pytest.fixture(scope="module")
-def execute(tmp_path_factory):
-    """Run the cells that hold the given texts, in the chapter's order, in a copy of a namespace."""
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    folder = tmp_path_factory.mktemp("cells")
-
-    def run(space, *snippets, **names):
-        chosen = [
-            c for c in cells if c.cell_type == "code" and any(s in c.source for s in snippets)
-        ]
-        assert len(chosen) == len(snippets), "a cell that the tests rely on was changed"
-        space = {**space, **names}
-        for cell in chosen:
-            file = folder / f"{cell.id}.py"  # nnsight reads the body of a trace from its file
-            file.write_text(cell.source)
-            exec(compile(cell.source, str(file), "exec"), space)
-        return space
-
-    return run
-
-
-@pytest.fixture(scope="module")
-def start(execute):
+def start():
     """The parameters, the imports, the nano model, and the residual streams of two pieces."""
     space = execute({}, 'profile: str = "full"')
     space = execute({**space, "profile": "smoke"}, "models.load(model)")
@@ -43,12 +21,12 @@ def start(execute):
 
 
 @pytest.fixture(scope="module")
-def pushed(execute, start):
+def pushed(start):
     return execute(start, "def random_direction(length")
 
 
 @pytest.fixture(scope="module")
-def drummed(execute, pushed):
+def drummed(pushed):
     """The drums direction, and three openings continued under it."""
     names = ("means = {}", "plan = pd.DataFrame", "def brightness(", "def surprise(take)")
     return execute(pushed, *names, n=3)
@@ -67,7 +45,7 @@ def test_a_layer_adds_something_that_fits_its_own_piece(start):
     assert (lengths["cosine, other piece"] < lengths["cosine"]).all()
 
 
-def test_a_changed_code_moves_the_stream_where_the_map_says(execute, start):
+def test_a_changed_code_moves_the_stream_where_the_map_says(start):
     impulse = execute(start, "def moved(codebook)")["impulse"]
     for name in impulse:
         if name.startswith("first moved"):
@@ -76,7 +54,7 @@ def test_a_changed_code_moves_the_stream_where_the_map_says(execute, start):
     assert (impulse[f"positions moved, {start['middle']}"] > 50).all()
 
 
-def test_codes_and_strokes_are_read_best_where_the_map_says(execute, start):
+def test_codes_and_strokes_are_read_best_where_the_map_says(start):
     space = execute(start, "def ridge(x, y)", "def ranked(predicted", n=3)
     codes, strokes = space["code_curves"], space["stroke_curves"]
     shifts, middle = space["shifts"], space["middle"]
@@ -89,13 +67,13 @@ def test_codes_and_strokes_are_read_best_where_the_map_says(execute, start):
     assert right > strokes[middle, "other", 0].value + 0.15
 
 
-def test_edits_that_must_change_nothing_change_nothing(execute, pushed):
+def test_edits_that_must_change_nothing_change_nothing(pushed):
     nothing = execute(pushed, "by_row = ")["nothing"]
     assert (nothing["codes changed"] == 0).all()
     assert (nothing.iloc[:, 1] > 0.2).all()  # the same push is felt where it acts
 
 
-def test_no_layer_sees_a_constant(execute, pushed):
+def test_no_layer_sees_a_constant(pushed):
     invisible = execute(pushed, "def response(direction)")["invisible"]
     constant, random = invisible.loc["a constant"], invisible.loc["random, zero mean"]
     assert np.isclose(constant["stream moves by"], random["stream moves by"], rtol=0.01)
@@ -129,11 +107,10 @@ def test_more_is_not_better(drummed):
     assert effect("nats", "drums", 4).value > effect("nats", "drums", 1).value
 
 
-def test_the_exercise_has_hints_and_a_solution(execute, drummed):
+def test_the_exercise_has_hints_and_a_solution(drummed):
     space = execute(drummed, "def without_drums(x)", "def check(function)")
     check, unit, level = space["check"], space["unit"], space["level"]
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    (told,) = [cell.source for cell in cells if "dropdown} Solution" in cell.source]
+    (told,) = [cell.source for cell in execute.cells if "dropdown} Solution" in cell.source]
     solution = re.search(r"```python\n(.*?)```", told, re.S)[1]
     exec(solution, space)
     assert check(space["without_drums"]).startswith("Right")

@@ -1,24 +1,12 @@
 """What chapter 04 claims, on fewer pieces than the chapter takes, with the code its readers see."""
 
 import re
-from pathlib import Path
 
-import nbformat
 import numpy as np
 import pytest
+from chapter import Chapter
 
-NOTEBOOK = Path(__file__).resolve().parents[1] / "notebooks" / "04_what_the_model_knows.ipynb"
-CELLS = nbformat.read(NOTEBOOK, as_version=4).cells
-
-
-def execute(space, *snippets, **names):
-    """Run the cells that hold the given texts, in the chapter's order, in a copy of `space`."""
-    chosen = [c for c in CELLS if c.cell_type == "code" and any(s in c.source for s in snippets)]
-    assert len(chosen) == len(snippets), "a cell that the tests rely on was changed"
-    space = {**space, **names}
-    for cell in chosen:
-        exec(compile(cell.source, NOTEBOOK.name, "exec"), space)
-    return space
+execute = Chapter("04_what_the_model_knows")
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +115,7 @@ def test_the_exercise_has_hints_and_a_solution(known):
     assert "one a frame" in check(lambda audio, rate: np.zeros(5))
     ahead = lambda audio, rate: np.full((350, 1), audio.std())  # noqa: E731
     assert "looks ahead" in check(ahead)
-    text = "\n".join(c.source for c in CELLS if "dropdown" in c.source)
+    text = "\n".join(c.source for c in execute.cells if "dropdown" in c.source)
     (solution,) = (s for s in re.findall(r"```python\n(.*?)```", text, re.S) if "my_rival" in s)
     exec(solution, space)
     assert check(space["my_rival"]).startswith("A ")
