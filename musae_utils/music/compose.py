@@ -8,7 +8,9 @@ another. Explained in notebook 01.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import asdict, dataclass, field, fields
+from typing import NamedTuple
 
 import numpy as np
 
@@ -18,7 +20,7 @@ from musae_utils.music.clip import FAMILIES, MODES, PITCH_NAMES, Note
 TEMPI = (60, 63, 66, 69, 72, 76, 80, 84, 88, 92, 96, 100, 104, 108, 112, 116, 120, 126, 132, 138,
          144, 152, 160)  # fmt: skip
 #: Sections of each form; a form shorter than the clip starts over, but for "through", which goes on
-#: to new letters and never returns.
+#: to new letters, and to new motifs inside them: nothing ever returns.
 FORMS = {"AABA": "AABA", "ABAB": "ABAB", "rondo": "ABACA", "through": "ABCD", "variations": "AAAA"}
 REGISTERS = {"low": 55, "middle": 67, "high": 79}  # MIDI pitch around which the melody moves
 ARTICULATIONS = {"legato": 0.97, "staccato": 0.45}  # share of a note's length that sounds
@@ -44,12 +46,30 @@ BASSES = (32, 33)  # acoustic and fingered bass
 
 MAJOR = (0, 2, 4, 5, 7, 9, 11)
 MINOR = (0, 2, 3, 5, 7, 8, 10)
-#: Chord qualities on each degree (0 major, 1 minor, 2 diminished, 3 dominant seventh).
-#: The dominant is a plain triad: the accompaniment plays no sevenths.
+#: Triads on each degree, as indices of `CHORD_TONES`; the fifth degree may add its seventh.
 DEGREE_QUALITY = ((0, 1, 1, 0, 0, 1, 2), (1, 2, 0, 1, 0, 0, 0))
 CHORD_TONES = ((0, 4, 7), (0, 3, 7), (0, 3, 6), (0, 4, 7, 10))
-#: Where a degree likes to go next (functional harmony; V goes home).
-NEXT = {0: (3, 4, 5, 1), 1: (4, 4, 3), 2: (5, 3), 3: (4, 0, 1, 4), 4: (0, 0, 5), 5: (3, 1, 4)}
+SEVENTH = 3  # quality of the dominant seventh
+#: Where a degree likes to go next (functional harmony; V goes home, III and VII are rare).
+NEXT = {
+    0: (3, 3, 4, 4, 5, 5, 1, 1, 2, 6),
+    1: (4, 4, 4, 3, 3, 6),
+    2: (5, 5, 3),
+    3: (4, 4, 4, 0, 0, 1, 1, 6),
+    4: (0, 0, 0, 5, 5, 2),
+    5: (3, 3, 1, 1, 4, 4, 2),
+    6: (0, 0, 2),
+}
+#: Where a section begins if not at home, in major and minor.
+STARTS = ((5, 3, 1, 4), (5, 3, 2, 4))
+#: Motifs of a section's bars; "-" is a long closing note. Through-composed music repeats no letter.
+BARS = {4: ("aba-",), 2: ("a-", "aa")}
+BARS_THROUGH = {4: ("abc-",), 2: ("a-", "ab")}
+#: Order in which the voices of a triad, or of a seventh chord, are broken into eighths.
+FIGURES = {
+    "arpeggio": {3: (0, 1, 2, 1), 4: (0, 1, 2, 3)},
+    "alberti": {3: (0, 2, 1, 2), 4: (0, 3, 1, 3, 2, 3)},
+}
 
 
 @dataclass(frozen=True)
@@ -152,13 +172,6 @@ def key_name(tonic: int, mode: int) -> str:
     return f"{PITCH_NAMES[tonic]} {MODES[mode]}"
 
 
-def chord_pitch_classes(tonic: int, mode: int, degree: int) -> tuple[int, int, tuple[int, ...]]:
-    """Root, quality and pitch classes of the chord on a scale degree (0-6)."""
-    root = (tonic + (MAJOR, MINOR)[mode][degree]) % 12
-    quality = DEGREE_QUALITY[mode][degree]
-    return root, quality, tuple((root + t) % 12 for t in CHORD_TONES[quality])
-
-
 def degree_pitch(tonic: int, mode: int, degree: int, raised: bool = False) -> int:
     """MIDI pitch of a scale degree counted from the tonic at octave 0 (may be negative).
 
@@ -172,16 +185,17 @@ def degree_pitch(tonic: int, mode: int, degree: int, raised: bool = False) -> in
 # -- harmony and motifs -------------------------------------------------------------------------
 
 
-def progression(n_bars: int, rng: np.random.Generator, opens_at_home: bool) -> list[int]:
-    """Chord degrees, one a bar; ends with a cadence on the tonic (V-I) when there is room."""
-    degree = 0 if opens_at_home else int(rng.choice((3, 5)))
-    degrees = [degree]
+def progression(n_bars: int, mode: int, rng: np.random.Generator) -> list[int]:
+    """Chord degrees, one a bar.
+
+    Two in three begin at home: always would give the key away. Four in five close with V-I (of two
+    bars there is room for one of them).
+    """
+    degrees = [0 if rng.random() < 0.65 else int(rng.choice(STARTS[mode]))]
     while len(degrees) < n_bars:
         degrees.append(int(rng.choice(NEXT[degrees[-1]])))
-    if n_bars >= 4:
-        degrees[-2:] = [4, 0]
-    elif n_bars >= 2:
-        degrees[-1] = 4 if degrees[0] == 0 else 0
+    if rng.random() < 0.8:
+        degrees[-2:] = [4, 0] if n_bars > 2 else [degrees[0], 0 if degrees[0] else 4]
     return degrees
 
 
@@ -212,16 +226,56 @@ def new_motif(metre: int, rng: np.random.Generator) -> list[tuple[float, float, 
     return motif
 
 
-def vary(motif: list[tuple[float, float, int]], rng: np.random.Generator):
-    """The same motif, ornamented: its longest note is split by a neighbour tone."""
+def vary(motif: list[tuple[float, float, int]], step: int) -> list[tuple[float, float, int]]:
+    """The same motif, ornamented: its longest note is split by the neighbour a step away."""
     longest = max(range(len(motif)), key=lambda i: (motif[i][1], -i))
     onset, duration, degree = motif[longest]
-    neighbour = degree + int(rng.choice((-1, 1)))
-    pieces = [(onset, duration / 2, degree), (onset + duration / 2, duration / 2, neighbour)]
+    pieces = [(onset, duration / 2, degree), (onset + duration / 2, duration / 2, degree + step)]
     return motif[:longest] + pieces + motif[longest + 1 :]
 
 
+def sung(spec: Spec, motif: list[tuple[float, float, int]], degree: int) -> list[int]:
+    """MIDI pitches of a motif above the chord on a degree."""
+    # The chord's root nearest below the register's centre, so that a motif keeps its octave.
+    base = degree
+    while degree_pitch(spec.tonic, spec.mode, base + 7) <= REGISTERS[spec.register] + 2:
+        base += 7
+    raised = degree == 4
+    return [degree_pitch(spec.tonic, spec.mode, base + step, raised) for _, _, step in motif]
+
+
+def shapes(spec: Spec, motif: list[tuple[float, float, int]], degrees: list[int]) -> set[tuple]:
+    """What a motif and its variations are up to transposition: rhythms with their intervals.
+
+    Intervals in steps and, above each of the chords, in semitones: another number of steps can
+    sound the same (the augmented second of minor is a minor third).
+    """
+    found = set()
+    for each in (motif, vary(motif, 1), vary(motif, -1)):
+        rhythm = tuple((onset, duration) for onset, duration, _ in each)
+        lines = [[step for _, _, step in each], *(sung(spec, each, degree) for degree in degrees)]
+        found |= {(rhythm, tuple(np.diff(line).tolist())) for line in lines}
+    return found
+
+
 # -- the piece ----------------------------------------------------------------------------------
+
+
+class _Bar(NamedTuple):
+    """A bar of a section's plan; every return of the section shares it."""
+
+    degree: int
+    quality: int
+    motif: int  # -1 for a closing note
+    melody: list[tuple[float, float, int]]
+
+
+def section_bars(tempo: float, metre: int) -> int:
+    """Bars of a section: four where sixteen fit into half a minute, otherwise two.
+
+    The clip's own length has no say, so that a shorter clip is the beginning of a longer one.
+    """
+    return 4 if 16 * metre * 60 / tempo <= 30 else 2
 
 
 def compose(spec: Spec, seed: int, held_out_presets: bool = False) -> Score:
@@ -232,7 +286,7 @@ def compose(spec: Spec, seed: int, held_out_presets: bool = False) -> Score:
     spec : Spec
         Open fields are drawn from the seed.
     seed : int
-        The same spec and seed give the same score, note by note.
+        The same spec and seed give the same score, note by note; with fewer seconds, its beginning.
     held_out_presets : bool
         Draw the lead instrument's program from those that training never hears.
 
@@ -248,32 +302,28 @@ def compose(spec: Spec, seed: int, held_out_presets: bool = False) -> Score:
         "harmony": int(rng.choice(ACCOMPANIMENTS)),
         "bass": int(rng.choice(BASSES)),
     }
-    bar = spec.metre * score.beat
-    n_bars = int(np.ceil(spec.seconds / bar - 1e-6))
-    labels = FORMS[spec.form]
-    # The longest sections (1, 2 or 4 bars) with which the whole form is heard once.
-    per_section = max((n for n in (4, 2, 1) if n * len(labels) <= n_bars), default=1)
-    n_sections = int(np.ceil(n_bars / per_section))
-    if spec.form == "through":
-        labels = "".join(chr(ord("A") + i) for i in range(n_sections))
-    plans = {label: _plan_section(label, per_section, spec, rng) for label in sorted(set(labels))}
     drum_pattern = int(rng.integers(3))
+    bar, last = spec.metre * score.beat, spec.seconds
+    per_section = section_bars(spec.tempo, spec.metre)
+    n_sections = int(np.ceil(last / (per_section * bar) - 1e-6))
 
-    seen: dict[int, int] = {}  # motif id -> index of its first statement
+    plans: dict[str, list[_Bar]] = {}
+    numbers, taken = itertools.count(), set()  # of motifs; and the shapes of those so far
+    heard: dict[int, tuple[int, int]] = {}  # motif: its first statement's index and degree
+    form = FORMS[spec.form]
     for index in range(n_sections):
-        label = labels[index % len(labels)]
-        plan = plans[label]
+        label = chr(ord("A") + index) if spec.form == "through" else form[index % len(form)]
+        if label not in plans:  # drawn only now: a shorter clip draws the same up to its end
+            plans[label] = _plan_section(spec, per_section, numbers, taken, rng)
         occurrence = sum(s["label"] == label for s in score.sections)
         start = index * per_section * bar
-        end = min(start + per_section * bar, spec.seconds)
+        end = min(start + per_section * bar, last)
         score.sections.append({"start": start, "end": end, "label": label})
-        for b in range(per_section):
+        for b, planned in enumerate(plans[label]):
             at = start + b * bar
-            if at >= spec.seconds - 1e-6:
-                break
-            _write_bar(score, plan, b, at, occurrence, seen, drum_pattern, rng)
+            if at < last - 1e-6:
+                _write_bar(score, planned, at, occurrence, heard, drum_pattern)
 
-    last = spec.seconds
     score.notes = sorted(
         (
             Note(n.start, min(n.end, last), n.pitch, n.velocity, n.role)
@@ -285,65 +335,69 @@ def compose(spec: Spec, seed: int, held_out_presets: bool = False) -> Score:
     for spans in (score.chords, score.statements):
         for span in spans:
             span["end"] = min(span["end"], last)
+    final = score.chords[-1]
+    if final["quality"] == SEVENTH and not any(  # the end came before the seventh
+        n.role == "harmony"
+        and n.start > final["start"] - 1e-6
+        and (n.pitch - final["root"]) % 12 == CHORD_TONES[SEVENTH][-1]
+        for n in score.notes
+    ):
+        final["quality"] = 0
     return score
 
 
-def _plan_section(label: str, bars: int, spec: Spec, rng: np.random.Generator) -> dict:
-    """Chords and melody bars of a section; every return of the section shares them."""
-    motif = new_motif(spec.metre, rng)
-    melody = [("motif", motif)]
-    if bars == 4:
-        melody += [("free", new_motif(spec.metre, rng)), ("motif", motif)]
-    if bars > 1:
-        melody.append(("cadence", [(0.0, float(spec.metre - 1), int(rng.choice((0, 2))))]))
-    return {
-        "label": label,
-        "id": ord(label) - ord("A"),
-        "chords": progression(bars, rng, opens_at_home=label != "B"),
-        "melody": melody,
-    }
+def _plan_section(spec: Spec, n_bars: int, numbers, taken: set[tuple], rng) -> list[_Bar]:
+    """Chords and melody of a section; each of its motifs takes a number and its shapes."""
+    degrees = progression(n_bars, spec.mode, rng)
+    options = (BARS_THROUGH if spec.form == "through" else BARS)[n_bars]
+    letters = options[int(rng.integers(len(options)))]
+    melodies = {"-": (-1, [(0.0, float(spec.metre - 1), int(rng.choice((0, 2))))])}
+    for letter in sorted(set(letters) - {"-"}):
+        above = [d for d, placed in zip(degrees, letters, strict=True) if placed == letter]
+        motif = new_motif(spec.metre, rng)
+        while shapes(spec, motif, above) & taken:  # a twin of another motif, by chance
+            motif = new_motif(spec.metre, rng)
+        taken |= shapes(spec, motif, above)
+        melodies[letter] = (next(numbers), motif)
+    bars = []
+    for degree, letter in zip(degrees, letters, strict=True):
+        seventh = rng.random() < 0.6 and degree == 4
+        quality = SEVENTH if seventh else DEGREE_QUALITY[spec.mode][degree]
+        bars.append(_Bar(degree, quality, *melodies[letter]))
+    return bars
 
 
-def _write_bar(score, plan, b, at, occurrence, seen, drum_pattern, rng) -> None:
-    spec, bar = score.spec, score.spec.metre * score.beat
-    degree = plan["chords"][b]
-    root, quality, tones = chord_pitch_classes(spec.tonic, spec.mode, degree)
-    score.chords.append({"start": at, "end": at + bar, "root": root, "quality": quality})
+def _write_bar(score: Score, planned: _Bar, at: float, occurrence: int, heard, drum_pattern):
+    spec, end = score.spec, at + score.spec.metre * score.beat
+    degree, quality, motif, melody = planned
+    root = (spec.tonic + (MAJOR, MINOR)[spec.mode][degree]) % 12
+    tones = [(root + t) % 12 for t in CHORD_TONES[quality]]
+    score.chords.append({"start": at, "end": end, "root": root, "quality": quality})
 
-    kind, motif = plan["melody"][b]
-    if kind == "motif":
-        key = plan["id"]
-        if key not in seen:
-            how, of = "first", -1
-        elif b > 0:  # within its section the motif is heard again on another chord
-            how, of = ("exact" if degree == plan["chords"][0] else "transposed"), seen[key]
-        elif spec.form == "variations" and occurrence % 4:
-            how, of = "varied", seen[key]
+    if motif >= 0:
+        varied = spec.form == "variations" and occurrence % 4
+        if varied:
+            melody = vary(melody, 1 if occurrence % 2 else -1)
+        if motif not in heard:
+            kind, of = "first", -1
+            heard[motif] = len(score.statements), degree
         else:
-            how, of = "exact", seen[key]
-        if spec.form == "variations" and occurrence % 4:
-            motif = vary(motif, np.random.default_rng([plan["id"], occurrence % 4, len(motif)]))
-            how = "varied" if of >= 0 else how
-        seen.setdefault(key, len(score.statements))
-        score.statements.append({"start": at, "end": at + bar, "motif": key, "kind": how, "of": of})
+            of, at_first = heard[motif]
+            kind = "varied" if varied else "exact" if degree == at_first else "transposed"
+        score.statements.append({"start": at, "end": end, "motif": motif, "kind": kind, "of": of})
 
-    _melody(score, motif, degree, quality, at)
+    _melody(score, melody, degree, at)
     _bass(score, root, tones, at)
     _harmony(score, tones, at)
     if spec.drums:
         _drums(score, at, drum_pattern)
 
 
-def _melody(score: Score, motif, degree: int, quality: int, at: float) -> None:
-    spec = score.spec
-    center, gate = REGISTERS[spec.register], ARTICULATIONS[spec.articulation]
-    # The chord's root nearest below the register's centre, so that a motif keeps its octave.
-    base = degree
-    while degree_pitch(spec.tonic, spec.mode, base + 7) <= center + 2:
-        base += 7
-    for onset, duration, step in motif:
+def _melody(score: Score, motif, degree: int, at: float) -> None:
+    spec, gate = score.spec, ARTICULATIONS[score.spec.articulation]
+    pitches = sung(spec, motif, degree)
+    for (onset, duration, _), pitch in zip(motif, pitches, strict=True):
         start = at + onset * score.beat
-        pitch = degree_pitch(spec.tonic, spec.mode, base + step, raised=degree == 4)
         accent = 8 if onset == 0 else 0
         velocity = min(127, DYNAMICS[spec.dynamics] + accent)
         end = start + max(duration * score.beat * gate, 0.08)
@@ -367,7 +421,7 @@ def _bass(score: Score, root: int, tones, at: float) -> None:
 
 def _harmony(score: Score, tones, at: float) -> None:
     spec, beat = score.spec, score.beat
-    voiced = sorted(52 + (pc - 52) % 12 for pc in tones[:3])  # close position, E3 to D#4
+    voiced = sorted(52 + (pc - 52) % 12 for pc in tones)  # close position, E3 to D#4
     velocity = _softer(spec, 26)
     put = lambda onset, duration, pitch: score.notes.append(  # noqa: E731
         Note(at + onset * beat, at + (onset + 0.95 * duration) * beat, pitch, velocity, "harmony")
@@ -380,9 +434,9 @@ def _harmony(score: Score, tones, at: float) -> None:
             for pitch in voiced:
                 put(onset, 0.8, pitch)
     else:
-        order = (0, 1, 2, 1) if spec.texture == "arpeggio" else (0, 2, 1, 2)
+        order = FIGURES[spec.texture][len(voiced)]
         for i in range(2 * spec.metre):
-            put(i / 2, 0.5, voiced[order[i % 4]])
+            put(i / 2, 0.5, voiced[order[i % len(order)]])
 
 
 def _drums(score: Score, at: float, pattern: int) -> None:
