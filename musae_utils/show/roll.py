@@ -19,6 +19,8 @@ from .players import audio_tag, matching_gains, mono
 
 FRAME_RATE = 50  # Hz of the truth tracks, as in musae_utils.music
 PITCH_NAMES = ("C", "C#", "D", "Eb", "E", "F", "F#", "G", "Ab", "A", "Bb", "B")
+#: The line of fifths, from Fbb to B##.
+FIFTHS = tuple(letter + sign for sign in ("bb", "b", "", "#", "##") for letter in "FCGDAEB")
 MODES = ("major", "minor")
 QUALITIES = ("", "m", "°", "7")  # major, minor, diminished, dominant seventh
 SPOKEN = ("major", "minor", "diminished", "dominant seventh")
@@ -60,21 +62,38 @@ def key_name(tonic: int, mode: int) -> str:
     return f"{PITCH_NAMES[tonic]} {MODES[mode]}"
 
 
-def chord_name(root: int, quality: int, spoken: bool = False) -> str:
+def pitch_name(pitch: int, tonic: int = -1) -> str:
+    """A pitch class as a key spells it: 8 is "G#" in E (4), "Ab" in F (5), and where no key is
+    known (-1)."""
+    if tonic < 0:
+        return PITCH_NAMES[pitch]
+    # On the line of fifths, F C G D A E B and again with a sharp or flat, a scale's notes are
+    # neighbours: of a note's names, the one between five below the tonic and six above it.
+    home = FIFTHS.index(PITCH_NAMES[tonic])
+    return FIFTHS[home - 5 + (7 * (pitch - tonic) + 5) % 12]
+
+
+def chord_name(root: int, quality: int, tonic: int = -1, spoken: bool = False) -> str:
     """ "Dm" for (2, 1), or "D minor" when `spoken`; "" for no chord (-1)."""
     if root < 0 or quality < 0:
         return ""
-    return PITCH_NAMES[root] + (f" {SPOKEN[quality]}" if spoken else QUALITIES[quality])
+    name = pitch_name(root, tonic)
+    return name + (f" {SPOKEN[quality]}" if spoken else QUALITIES[quality])
 
 
-def chords(truth: Any) -> list[tuple[float, float, tuple[int, int]]]:
-    """The clip's chords as (start, end, (root, quality)); places without one are left out."""
+def chords(truth: Any) -> list[tuple[float, float, tuple[int, int, int]]]:
+    """The clip's chords as (start, end, (root, quality, tonic)), the arguments of `chord_name`.
+
+    Places without a chord are left out; the tonic is -1 where it is not known.
+    """
     if "chord_root" not in truth.frames:
         return []
-    both = np.asarray(truth.frames["chord_root"]) * 8 + np.asarray(truth.frames["chord_quality"])
-    none = np.asarray(truth.frames["chord_root"]) < 0
-    runs = segments(np.where(none, -1, both))
-    return [(s, e, (int(v) // 8, int(v) % 8)) for s, e, v in runs if v >= 0]
+    root, quality = (np.asarray(truth.frames[f"chord_{name}"]) for name in ("root", "quality"))
+    tonic = np.asarray(truth.frames.get("tonic", np.full(len(root), -1)))
+    runs = segments(np.where(root < 0, -1, (root * 8 + quality) * 16 + tonic + 1))
+    return [
+        (s, e, (int(v) // 128, int(v) // 16 % 8, int(v) % 16 - 1)) for s, e, v in runs if v >= 0
+    ]
 
 
 def statement_names(statements: Sequence[dict]) -> list[str]:

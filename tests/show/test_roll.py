@@ -44,6 +44,34 @@ def test_names_agree_with_the_composers():
     assert roll.FRAME_RATE == music.FRAME_RATE
 
 
+@pytest.mark.parametrize("tonic, mode, names", [
+    (0, 0, "C D E F G A B"), (2, 0, "D E F# G A B C#"), (5, 0, "F G A Bb C D E"),
+    (4, 0, "E F# G# A B C# D#"), (11, 0, "B C# D# E F# G# A#"), (8, 0, "Ab Bb C Db Eb F G"),
+    (6, 0, "F# G# A# B C# D# E#"), (5, 1, "F G Ab Bb C Db Eb"), (10, 1, "Bb C Db Eb F Gb Ab"),
+    (1, 1, "C# D# E F# G# A B"), (3, 1, "Eb F Gb Ab Bb Cb Db"),
+])  # fmt: skip
+def test_a_scale_is_spelled_with_each_letter_once(tonic, mode, names):
+    steps = (0, 2, 3, 5, 7, 8, 10) if mode else (0, 2, 4, 5, 7, 9, 11)
+    assert [roll.pitch_name((tonic + s) % 12, tonic) for s in steps] == names.split()
+
+
+@pytest.mark.parametrize("tonic", range(12))
+@pytest.mark.parametrize("pitch", range(12))
+def test_a_spelled_note_is_the_note(pitch, tonic):
+    name = roll.pitch_name(pitch, tonic)
+    natural = dict(zip("CDEFGAB", (0, 2, 4, 5, 7, 9, 11), strict=True))
+    sounds = natural[name[0]] + name.count("#") - name.count("b")
+    assert sounds % 12 == pitch
+    assert roll.pitch_name(pitch) == roll.PITCH_NAMES[pitch]
+    assert roll.pitch_name(tonic, tonic) == roll.PITCH_NAMES[tonic]
+
+
+def test_chords_in_the_picture_are_spelled_in_its_key(clip):
+    frames = clip.truth.frames | {"tonic": np.full(400, 4), "chord_root": np.full(400, 8)}
+    page = show.piano_roll(replace(clip, truth=replace(clip.truth, frames=frames))).data
+    assert 'title="G# minor"' in page and 'title="Ab minor"' not in page
+
+
 @given(st.lists(st.integers(-1, 3), max_size=60))
 def test_segments_give_the_track_back(values):
     runs = roll.segments(values, rate=50)
