@@ -1,5 +1,7 @@
 """Each measure on sounds whose answer is known: tones, clicks, noise, music made worse."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -117,7 +119,7 @@ def test_onsets_are_counted(rate):
 
 def test_onsets_are_those_that_were_written():
     rates = []
-    for clip in music.make_many(4, seed=300, seconds=8):
+    for clip in music.make_many(12, seed=300, seconds=8):
         onsets = {round(n.start, 2) for n in clip.truth.notes}
         rates.append((measure.onset_rate(clip.audio), len(onsets) / 8))
     heard, written = np.mean(rates, axis=0)
@@ -129,10 +131,16 @@ def test_the_tempo_of_clicks(bpm):
     assert measure.tempo(clicks(bpm / 60, 8.0)) == pytest.approx(bpm, rel=0.04)
 
 
-def test_music_that_stays_continues_and_music_that_moves_away_does_not(clip):
-    stays = measure.continuity(clip.audio, 3)
+def test_music_that_stays_continues_and_music_that_moves_away_does_not():
+    # In one piece chords may move away for a while; on average they stay in the key.
+    pieces = [piece.audio for piece in music.make_many(12, seed=300, seconds=8)]
+    strangers = [np.append(a[:64_000], b[64_000:]) for a, b in itertools.pairwise(pieces)]
+    stays, leaves = (
+        np.mean([measure.continuity(x, 4) for x in clips]) for clips in (pieces, strangers)
+    )
+    assert stays > 0.3 and stays > leaves + 0.2
     moved = np.concatenate([tone(60, 2.0), tone(66, 2.0)])
-    assert stays > 0.4 and measure.continuity(moved, 2) < 0
+    assert measure.continuity(moved, 2) < 0
     assert measure.continuity(tone(60, 4.0), 2) > 0.99
 
 
