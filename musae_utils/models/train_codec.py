@@ -7,21 +7,17 @@ planted anew where the encoder is.
 
 from __future__ import annotations
 
-import argparse
-import math
-import time
 from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm.auto import tqdm
 
-from musae_utils.models.nano import CODEC, build_codec, save_part
+from musae_utils.models.nano import CODEC, LogSpectrum, build_codec, save_part
 from musae_utils.models.nano_data import SHARD, training_audio
-from musae_utils.runs import atomic_path
+from musae_utils.models.training import arguments, fit, optimisers
 
-BATCH, CROP = 16, 1.6  # crops a step, seconds each
-RATE = 3e-3  # AdamW's peak learning rate; 1.5e-3 is slower, Muon no better a minute
+BATCH, CROP = 32, 0.8  # crops a step, seconds each: many short ones show more different sounds
+MUON_RATE, ADAM_RATE = 0.02, 3e-3  # AdamW alone learns half as much a minute
 WARMUP, CONTINUOUS = 200, 400  # steps; the quantiser joins after CONTINUOUS
 COMMITMENT, FLICKER = 0.25, 0.5  # weights beside the error itself
 SAVE_EVERY = 500  # steps
@@ -29,6 +25,7 @@ DECAY = (
     0.98,
     0.998,
 )  # of the codebooks' running means, first and last: they settle as the rate falls
+EDGE = 3  # frames at either end of a crop whose windows reach beyond it
 DEAD = 0.2  # a code used less often than this times the batch's mean use per code is planted anew
 
 
@@ -78,47 +75,34 @@ def plant(z: torch.Tensor, layers, rounds: int = 8) -> None:
         z = z - centres[(centres.pow(2).sum(1) - 2 * z @ centres.T).argmin(1)]
 
 
-def crops(shards, rng: np.random.Generator) -> torch.Tensor:
-    """Random crops (BATCH, samples), with random level so that the codec hears soft and loud."""
-    n = int(CROP * CODEC["sample_rate"])
+def crops(shards, rng: np.random.Generator, spectrum: LogSpectrum) -> torch.Tensor:
+    """Log magnitudes (BATCH, frames, bins) of random crops, at random levels, soft and loud."""
+    n = int(CROP * CODEC["sample_rate"]) + 2 * EDGE * CODEC["hop"]
     out = np.empty((BATCH, n), np.float32)
     for i in range(BATCH):
         shard = shards[rng.integers(len(shards))]
         start = rng.integers(shard.shape[1] - n)
         out[i] = shard[rng.integers(len(shard)), start : start + n]
     gain = 10 ** (rng.uniform(-6, 6, (BATCH, 1)) / 20)
-    return torch.from_numpy((out / 32768 * gain).clip(-1, 1).astype(np.float32))
+    audio = torch.from_numpy((out / 32768 * gain).clip(-1, 1).astype(np.float32))
+    return spectrum.analyse(audio)[:, EDGE:-EDGE]
 
 
 def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> None:
-    torch.set_num_threads(1)  # two hyperthreads of one core are no faster, and stall beside others
     torch.manual_seed(seed)
     data = training_audio(folder, shards)
     codec = build_codec({})
     encoder, decoder, layers = codec.encoder, codec.decoder, codec.quantizer.vq.layers
-    parameters = [*encoder.parameters(), *decoder.parameters()]
-    optimiser = torch.optim.AdamW(parameters, RATE, betas=(0.8, 0.99), weight_decay=0.01)
     # Bins weigh as hearing does: equal below 500 Hz, then less; and partials near a frame's loudest
-    # more than those 30 dB below it. All bins alike, the top octave's noise drowns the tones.
+    # ten times those 26 dB below it. All bins alike, the top octave's noise drowns the tones.
     hertz = torch.arange(encoder.spectrum.bins) * CODEC["sample_rate"] / CODEC["n_fft"]
     by_ear = 1 / (1 + hertz / 500)
     by_ear = by_ear / by_ear.mean()
-    checkpoint, step, spent, history = folder / "codec.pt", 0, 0.0, []
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        codec.load_state_dict(saved["model"])
-        optimiser.load_state_dict(saved["optimiser"])
-        step, spent, history = saved["step"], saved["seconds"], saved["history"]
-    began, running = time.time() - spent, None
-    bar = tqdm(total=steps, initial=step, desc="codec", unit="step", mininterval=10)
-    while step < steps:
-        torch.manual_seed(seed * 1_000_003 + step)  # a resumed run draws what it would have drawn
-        rate = RATE * min(1, (step + 1) / WARMUP) * 0.5 * (1 + math.cos(math.pi * step / steps))
-        for group in optimiser.param_groups:
-            group["lr"] = rate + 1e-6
-        audio = crops(data, np.random.default_rng([seed, step]))
+
+    def losses(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(seed * 1_000_003 + step)
         with torch.no_grad():
-            x = encoder.spectrum.analyse(audio)
+            x = crops(data, np.random.default_rng([seed, step]), encoder.spectrum)
         with torch.autocast("cpu", torch.bfloat16):
             z = encoder.from_spectrum(x)
         flat = z.float().transpose(1, 2).reshape(-1, z.shape[1])
@@ -126,51 +110,34 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> No
         if step == CONTINUOUS:
             with torch.no_grad():
                 draws = (np.random.default_rng([seed, 10**6 + i]) for i in range(16))
-                many = torch.cat([encoder(crops(data, rng)[:, None]) for rng in draws])
-                plant(many.transpose(1, 2).reshape(-1, z.shape[1]), layers)
+                many = (encoder.from_spectrum(crops(data, r, encoder.spectrum)) for r in draws)
+                plant(torch.cat(list(many)).transpose(1, 2).reshape(-1, z.shape[1]), layers)
         if step >= CONTINUOUS:
             with torch.no_grad():
                 decay = DECAY[0] + (DECAY[1] - DECAY[0]) * step / steps
                 quantised, _ = quantise(flat, layers, decay)
             commitment = (flat - quantised).pow(2).mean()
             passed = flat + (quantised - flat).detach()
-            z = passed.view(len(audio), -1, z.shape[1]).transpose(1, 2)
+            z = passed.view(len(x), -1, z.shape[1]).transpose(1, 2)
         with torch.autocast("cpu", torch.bfloat16):
             y = decoder.to_spectrum(z)
-        weight = by_ear * (0.15 + torch.exp(0.8 * (x - x.amax(-1, keepdim=True))))
+        weight = by_ear * (0.03 + torch.exp(1.5 * (x - x.amax(-1, keepdim=True))))
         wrong = y.float() - x
         loss = (wrong.abs() * weight).sum() / weight.sum()
         # An error that comes and goes is heard as strokes that nobody played; one that stays, less.
         flicker = (wrong.diff(dim=1).abs() * weight[:, 1:]).sum() / weight[:, 1:].sum()
-        (loss + FLICKER * flicker + COMMITMENT * commitment).backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimiser.step()
-        optimiser.zero_grad(set_to_none=True)
-        running = loss.item() if running is None else 0.99 * running + 0.01 * loss.item()
-        if not math.isfinite(running):
-            raise FloatingPointError(f"The loss is {running} at step {step}: lower the rate.")
-        step += 1
-        bar.update()
-        if step % 200 == 0 or step == steps:
-            bar.set_postfix_str(f"{running:.4f}, flicker {flicker.item():.4f}")
-            history.append({"step": step, "loss": running, "seconds": time.time() - began})
-        if step % SAVE_EVERY == 0 or step == steps:
-            state = {"model": codec.state_dict(), "optimiser": optimiser.state_dict(), "step": step,
-                     "seconds": time.time() - began, "history": history}  # fmt: skip
-            with atomic_path(checkpoint) as partial:
-                torch.save(state, partial)
-    recipe = {"steps": steps, "batch": BATCH, "crop_seconds": CROP, "rate": RATE, "seed": seed,
-              "clips": shards * SHARD, "seconds": round(time.time() - began),
-              "history": history}  # fmt: skip
+        total = loss + FLICKER * flicker + COMMITMENT * commitment
+        return total, torch.stack([loss, flicker])
+
+    matrices = (p for blocks in (encoder.blocks, decoder.blocks) for p in blocks.parameters())
+    movers = optimisers((p for p in matrices if p.ndim == 2), codec, MUON_RATE, ADAM_RATE)
+    learnt = fit("codec", codec, movers, losses, steps, folder / "codec.pt", WARMUP, SAVE_EVERY)
+    recipe = {"steps": steps, "batch": BATCH, "crop_seconds": CROP, "muon_rate": MUON_RATE,
+              "adam_rate": ADAM_RATE, "seed": seed, "clips": shards * SHARD, **learnt}  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
     save_part(out, "codec", codec, {"architecture": CODEC, "recipe": recipe})
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/nano"), help="checkpoints")
-    parser.add_argument("--out", type=Path, default=Path("data/nano"))
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--shards", type=int, default=30, help="of 100 clips of 30 s")
-    arguments = parser.parse_args()
-    train(arguments.folder, arguments.out, arguments.steps, arguments.shards)
+    asked = arguments(__doc__.splitlines()[0], steps=12_000, shards=34)
+    train(asked.folder, asked.out, asked.steps, asked.shards)

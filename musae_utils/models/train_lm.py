@@ -7,9 +7,6 @@ else.
 
 from __future__ import annotations
 
-import argparse
-import math
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +16,7 @@ from tqdm.auto import tqdm
 
 from musae_utils.models.nano import LM, VOCABULARY, build_lm, load_part, save_part
 from musae_utils.models.nano_data import SECONDS, SHARD, audio_shard, training_captions
+from musae_utils.models.training import arguments, fit, optimisers
 from musae_utils.runs import atomic_path
 
 SHORT = (6, 500)  # rows and frames of most steps: 10 s
@@ -67,18 +65,6 @@ def cross_entropies(lm, codes: torch.Tensor, prompts: list[str | None]) -> torch
     return torch.stack(losses)
 
 
-def optimisers(lm):
-    """Muon for the transformer's matrices, AdamW for embeddings, heads, norms and biases."""
-    inside = [p for p in lm.transformer.parameters() if p.ndim == 2]
-    known = {id(p) for p in inside}
-    rest = [p for p in lm.parameters() if id(p) not in known]
-    return [
-        torch.optim.Muon(inside, lr=MUON_RATE, momentum=0.95, weight_decay=0.01,
-                         adjust_lr_fn="original"),
-        torch.optim.AdamW(rest, lr=ADAM_RATE, betas=(0.9, 0.95), weight_decay=0.01),
-    ]  # fmt: skip
-
-
 class Pieces:
     """Training clips' codes and captions, drawn by step number alone."""
 
@@ -106,63 +92,28 @@ class Pieces:
 
 
 def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> None:
-    torch.set_num_threads(1)  # two hyperthreads of one core are no faster, and stall beside others
     torch.manual_seed(seed)
     pieces = Pieces(folder, shards, load_part(out, "codec"))
     lm = build_lm({}).train()
     weights = torch.tensor(CODEBOOK_WEIGHTS) / sum(CODEBOOK_WEIGHTS)
-    both = optimisers(lm)
-    peaks = [group["lr"] for o in both for group in o.param_groups]
-    checkpoint, step, spent, history = folder / "lm.pt", 0, 0.0, []
-    if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        lm.load_state_dict(saved["model"])
-        for o, state in zip(both, saved["optimisers"], strict=True):
-            o.load_state_dict(state)
-        step, spent, history = saved["step"], saved["seconds"], saved["history"]
-    began, running = time.time() - spent, None
-    bar = tqdm(total=steps, initial=step, desc="lm", unit="step", mininterval=10)
-    while step < steps:
-        rng = np.random.default_rng([seed, step])  # a resumed run draws what it would have drawn
+
+    def losses(step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rng = np.random.default_rng([seed, step])
         codes, prompts = pieces.batch(rng, *(LONG if step % LONG_EVERY == 0 else SHORT))
-        scale = min(1, (step + 1) / WARMUP) * (0.02 + 0.49 * (1 + math.cos(math.pi * step / steps)))
-        for peak, group in zip(peaks, (g for o in both for g in o.param_groups), strict=True):
-            group["lr"] = peak * scale
         with torch.autocast("cpu", torch.bfloat16):
-            losses = cross_entropies(lm, codes, prompts)
-        (losses * weights).sum().backward()
-        torch.nn.utils.clip_grad_norm_(lm.parameters(), 1.0)
-        for o in both:
-            o.step()
-            o.zero_grad(set_to_none=True)
-        now = losses.detach()
-        running = now if running is None else 0.98 * running + 0.02 * now
-        if not torch.isfinite(running).all():
-            raise FloatingPointError(f"Losses are {running.tolist()} at step {step}: lower rates.")
-        step += 1
-        bar.update()
-        if step % 50 == 0 or step == steps:
-            shown = [round(v, 3) for v in running.tolist()]
-            bar.set_postfix_str(" ".join(map(str, shown)))
-            history.append({"step": step, "nats": shown, "seconds": time.time() - began})
-        if step % SAVE_EVERY == 0 or step == steps:
-            state = {"model": lm.state_dict(), "optimisers": [o.state_dict() for o in both],
-                     "step": step, "seconds": time.time() - began, "history": history}  # fmt: skip
-            with atomic_path(checkpoint) as partial:
-                torch.save(state, partial)
+            nats = cross_entropies(lm, codes, prompts)
+        return (nats * weights).sum(), nats
+
+    matrices = (p for p in lm.transformer.parameters() if p.ndim == 2)
+    movers = optimisers(matrices, lm, MUON_RATE, ADAM_RATE)
+    learnt = fit("lm", lm, movers, losses, steps, folder / "lm.pt", WARMUP, SAVE_EVERY)
     recipe = {"steps": steps, "short": SHORT, "long": LONG, "muon_rate": MUON_RATE,
               "adam_rate": ADAM_RATE, "codebook_weights": CODEBOOK_WEIGHTS, "seed": seed,
-              "clips": shards * SHARD, "seconds": round(time.time() - began),
-              "history": history[:: max(1, len(history) // 100)]}  # fmt: skip
+              "clips": shards * SHARD, **learnt}  # fmt: skip
     architecture = LM | {"vocabulary": list(VOCABULARY)}
     save_part(out, "lm", lm, {"architecture": architecture, "recipe": recipe})
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/nano"), help="checkpoints")
-    parser.add_argument("--out", type=Path, default=Path("data/nano"))
-    parser.add_argument("--steps", type=int, default=8000)
-    parser.add_argument("--shards", type=int, default=100, help="of 100 clips of 30 s")
-    arguments = parser.parse_args()
-    train(arguments.folder, arguments.out, arguments.steps, arguments.shards)
+    asked = arguments(__doc__.splitlines()[0], steps=8000, shards=100)
+    train(asked.folder, asked.out, asked.steps, asked.shards)
