@@ -14,12 +14,13 @@ from musae_utils.music.clip import (
     Truth,
 )
 from musae_utils.music.compose import FORMS, PROGRAMS, Score, Spec, compose
-from musae_utils.music.corpus import corpus, load_audio, load_folder
+from musae_utils.music.corpus import corpus, iter_folder, load_audio, load_folder
 from musae_utils.music.dataset import association, make, make_many
 from musae_utils.music.render import render
 
 __all__ = [
     "FAMILIES", "FORMS", "FRAME_RATE", "MODES", "PITCH_NAMES", "PROGRAMS", "QUALITIES",
     "SAMPLE_RATE", "SCALES", "Clip", "Note", "Score", "Spec", "Truth", "association", "caption",
-    "compose", "corpus", "load_audio", "load_folder", "make", "make_many", "render",
+    "compose", "corpus", "iter_folder", "load_audio", "load_folder", "make", "make_many",
+    "render",
 ]  # fmt: skip

@@ -19,6 +19,7 @@ import hashlib
 import itertools
 import os
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -540,7 +541,7 @@ def load_folder(
 ) -> list[Clip]:
     """Read every WAV, FLAC, MP3 and OGG file of a folder and its subfolders, by name.
 
-    Parameters and what each clip is: see `load_audio`.
+    Parameters and what each clip is: see `load_audio`. `iter_folder` holds one clip at a time.
 
     Raises
     ------
@@ -554,6 +555,16 @@ def load_folder(
     UserWarning
         For each file that cannot be read; the others are loaded.
     """
+    return list(iter_folder(path, seconds, offset, sample_rate))
+
+
+def iter_folder(
+    path: str | Path,
+    seconds: float | None = None,
+    offset: float = 0.0,
+    sample_rate: int = SAMPLE_RATE,
+) -> Iterator[Clip]:
+    """The clips of `load_folder` one after the other, for folders larger than memory."""
     folder = Path(path)
     if not os.path.exists(folder):
         raise FileNotFoundError(f"There is no folder {_printable(folder)}.")
@@ -567,20 +578,23 @@ def load_folder(
     )
     if not files:
         raise ValueError(f"The folder {_printable(folder)} holds no WAV, FLAC, MP3 or OGG file.")
-    clips, reasons = [], []
-    for file in files:
-        try:
-            clip = load_audio(file, seconds, offset, sample_rate)
-        except ValueError as error:
-            reasons.append(str(error))
-            continue
-        clip.name = _printable(file.relative_to(folder).with_suffix("").as_posix())
-        clips.append(clip)
-    if not clips:
-        raise ValueError(f"No sound file in {_printable(folder)} can be read. {reasons[0]}")
-    for reason in reasons:
-        warnings.warn(f"Left out: {reason}", stacklevel=2)
-    return clips
+
+    def read() -> Iterator[Clip]:
+        reasons = []
+        for file in files:
+            try:
+                clip = load_audio(file, seconds, offset, sample_rate)
+            except ValueError as error:
+                reasons.append(str(error))
+                continue
+            clip.name = _printable(file.relative_to(folder).with_suffix("").as_posix())
+            yield clip
+        if len(reasons) == len(files):
+            raise ValueError(f"No sound file in {_printable(folder)} can be read. {reasons[0]}")
+        for reason in reasons:
+            warnings.warn(f"Left out: {reason}", stacklevel=3)
+
+    return read()
 
 
 def _printable(text: object) -> str:
