@@ -75,7 +75,7 @@ def codec_report(
     clips: Sequence[Clip],
     copied: np.ndarray,
     codes: np.ndarray,
-    cardinality: int = 1024,
+    cardinality: int,
     progress: Progress = iter,
 ) -> dict[str, Interval]:
     """What a codec keeps of held-out music.
@@ -166,9 +166,7 @@ def cross_entropies(
     return np.array(found)
 
 
-def prediction_report(
-    nats: np.ndarray, codes: np.ndarray, cardinality: int = 1024
-) -> dict[str, Interval]:
+def prediction_report(nats: np.ndarray, codes: np.ndarray, cardinality: int) -> dict[str, Interval]:
     """Cross-entropy against the entropy of the codes' frequencies.
 
     Parameters

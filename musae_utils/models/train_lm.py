@@ -7,6 +7,7 @@ else.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -42,6 +43,32 @@ def code_shard(folder: Path, index: int, codec) -> np.ndarray:
         with atomic_path(path) as partial, open(partial, "wb") as f:
             np.save(f, torch.cat(codes).numpy())
     return np.load(path, mmap_mode="r")
+
+
+@contextmanager
+def plain_attention():
+    """Attention by plain products, for rows as short as in training.
+
+    torch's fused attention is made for long rows; on a CPU in bf16 it takes 1.4 times as long as
+    plain products over 500 positions, and 8 times as long over a prompt's 32 words.
+    """
+    fused = F.scaled_dot_product_attention
+
+    def attend(q, k, v, is_causal=False, dropout_p=0.0):
+        if k.shape[-2] > 1000:
+            return fused(q, k, v, is_causal=is_causal, dropout_p=dropout_p)
+        with torch.autocast("cpu", enabled=False):
+            scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
+            if is_causal:
+                later = torch.full(scores.shape[-2:], -torch.inf, dtype=q.dtype).triu(1)
+                scores = scores + later
+            return scores.softmax(-1) @ v
+
+    F.scaled_dot_product_attention = attend
+    try:
+        yield
+    finally:
+        F.scaled_dot_product_attention = fused
 
 
 def sequence_of(lm, codes: torch.Tensor) -> torch.Tensor:
@@ -100,7 +127,7 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> No
     def losses(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([seed, step])
         codes, prompts = pieces.batch(rng, *(LONG if step % LONG_EVERY == 0 else SHORT))
-        with torch.autocast("cpu", torch.bfloat16):
+        with torch.autocast("cpu", torch.bfloat16), plain_attention():
             nats = cross_entropies(lm, codes, prompts)
         return (nats * weights).sum(), nats
 

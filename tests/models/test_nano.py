@@ -171,3 +171,21 @@ def test_the_shipped_codec_keeps_music_recognisable():
         measure.chroma_correlation(c.audio, a) for c, a in zip(clips, again[::-1], strict=True)
     ]
     assert np.mean(own) > 0.75 and np.mean(own) > np.mean(other[::2]) + 0.2
+
+
+def test_plain_attention_is_attention():
+    torch.manual_seed(0)
+    lm = nano.build_lm({"dim": 32, "heads": 2, "layers": 2, "cardinality": 16})
+    codes, prompts = torch.randint(0, 16, (2, lm.num_codebooks, 30)), ["flute in c major", None]
+
+    def gradients():
+        lm.zero_grad()
+        loss = train_lm.cross_entropies(lm, codes, prompts).sum()
+        loss.backward()
+        return loss, torch.cat([p.grad.flatten() for p in lm.parameters()])
+
+    fused, fused_gradients = gradients()
+    with train_lm.plain_attention():
+        plain, plain_gradients = gradients()
+    torch.testing.assert_close(plain, fused)
+    torch.testing.assert_close(plain_gradients, fused_gradients, rtol=1e-3, atol=1e-5)

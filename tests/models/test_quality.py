@@ -46,7 +46,7 @@ def test_a_perfect_codec(clips):
 def test_a_dull_codec_fails_in_the_bands_it_loses(clips):
     audio = np.stack([c.audio for c in clips])
     dull = sosfilt(butter(8, 1500, fs=16_000, output="sos"), audio).astype(np.float32)
-    report = quality.codec_report(clips, dull, np.zeros((4, 1, 250), np.int16))
+    report = quality.codec_report(clips, dull, np.zeros((4, 1, 250), np.int16), 32)
     worst = report["band_energy_error"]
     assert worst.value > 20 and worst.low <= worst.value <= worst.high
     assert report["band_energy_error.4000-6000"].value == pytest.approx(-worst.value)
