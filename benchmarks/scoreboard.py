@@ -391,11 +391,10 @@ def overhead(board: Board) -> dict:
 def worth_opening(board: Board) -> dict:
     """The best residual layer, chosen on one half and scored on the other, and its best rival.
 
-    Held-out pieces of 20 s, read without a prompt. Rivals hear as much of the past as the model:
-    the sum of code embeddings and the codec's latents (before rounding to codes) come with means
-    over the past 0.5 s, 2 s and all; acoustic features likewise; position is a stopwatch. The rival
-    with the highest test score counts. ``probe.tonic.ahead`` is the difference, paired by
-    composition.
+    Held-out pieces of 20 s, read without a prompt. Rivals are the sum of code embeddings, the
+    codec's latents (before rounding to codes), acoustic features, and position, a stopwatch. All,
+    the layers too, come with means over the past 0.5 s, 2 s and all. The rival with the highest
+    test score counts. ``probe.tonic.ahead`` is the difference, paired by composition.
     """
     model, clips = board.model, board.held_out(3 * board.clips, 20, seed=40_000)
     encoded = lambda: model.encode(clips).numpy().astype(np.int16)  # noqa: E731

@@ -506,6 +506,9 @@ CONCEPTS: dict[str, Concept] = {
 }
 
 
+PAST = (0.5, 2.0, float("inf"))  # seconds over which every source of a frame is also averaged
+
+
 @dataclass(frozen=True)
 class Rows:
     """The rows of a probe: which clips or frames, and their labels.
@@ -523,15 +526,19 @@ class Rows:
     clip: np.ndarray
     frame: np.ndarray | None
 
-    def take(self, arrays: Sequence[ArrayLike]) -> np.ndarray:
+    def take(self, arrays: Sequence[ArrayLike], windows: Sequence[int] = ()) -> np.ndarray:
         """Rows of per-clip arrays of shape (T, …): frames where rows are frames, whole clips' rows
-        (arrays already pooled to one row a clip) otherwise."""
+        (arrays already pooled to one row a clip) otherwise. Windows, in frames, as in
+        `with_context`."""
         if self.frame is None:
             return _array(arrays)[self.clip]
         out = None
         for clip in np.unique(self.clip):  # one clip at a time: long stores need not fit twice
             here = self.clip == clip
-            part = _array(arrays[clip])[self.frame[here]]
+            if windows:
+                part = with_context(arrays[clip], windows, self.frame[here])
+            else:
+                part = _array(arrays[clip])[self.frame[here]]
             if out is None:
                 out = np.empty((len(self.clip), *part.shape[1:]), part.dtype)
             out[here] = part
@@ -620,12 +627,15 @@ def probe_concepts(
     frame_rate: float = 50.0,
     seed: int = 0,
     repeats: int = 1,
+    past: Sequence[float] = PAST,
     progress: Callable[[Iterable], Iterable] = iter,
 ) -> dict[str, LayerProbes]:
     """Probe every layer and rival for every concept.
 
     Clips are pooled over time by mean and standard deviation for concepts of whole clips; for
-    concepts of frames a few frames of each clip are drawn, the same for all sources.
+    concepts of frames a few frames of each clip are drawn, the same for all sources, each with its
+    means over the past (`with_context`): a layer may draw on everything it has heard, so its rivals
+    are given a memory too, and then all must be read through the same windows.
 
     Parameters
     ----------
@@ -642,6 +652,8 @@ def probe_concepts(
         One that does not vary in these clips is left out of the result.
     per_clip, skip, frame_rate, seed, repeats
         As for `concept_rows` and `probe`.
+    past : sequence of float
+        Seconds of the windows; empty for single frames.
     progress : callable
         Wraps the iteration over concepts, e.g. ``tqdm``.
 
@@ -668,6 +680,7 @@ def probe_concepts(
                 "be aligned to the same frames."
             )
     start = int(skip * frame_rate)
+    windows = [round(min(seconds * frame_rate, 1e9)) for seconds in past]
     pooled: dict[str, np.ndarray] = {}
     types = None
     out = {}
@@ -686,7 +699,7 @@ def probe_concepts(
         else:
             features, row_types = sources, tokens
         out[name] = probe_layers(
-            {s: rows.take(x) for s, x in features.items()},
+            {s: rows.take(x, windows) for s, x in features.items()},
             rows.labels,
             compositions[rows.clip],
             rivals,
@@ -726,8 +739,7 @@ def layer_features(
     Returns
     -------
     dict of name to list of B arrays, float16
-        ``"layer 0"``, …: (T, dim). ``"embeddings"``: (T, 4 dim), the sum of code embeddings with
-        its means over the past (`with_context`), so that it has heard as much as a layer has.
+        ``"embeddings"``, the sum of code embeddings, and ``"layer 0"``, …: (T, dim).
     """
     from . import trace  # torch and audiocraft: seconds to import, and only this needs them
 
@@ -737,11 +749,8 @@ def layer_features(
     for batch in progress(codes.split(8)):
         streams = trace.residuals(model, batch, ["embed", *layers])
         frames = {k: trace.align(x, n_frames, last).cpu().float() for k, x in streams.items()}
-        for i in layers:
-            out[f"layer {i}"] += list(frames[i].half().numpy())
-        out["embeddings"] += [
-            with_context(x, model.frame_rate).astype(np.float16) for x in frames["embed"]
-        ]
+        for name, place in zip(out, ["embed", *layers], strict=True):
+            out[name] += list(frames[place].half().numpy())
     return out
 
 
@@ -764,11 +773,11 @@ def rival_features(
     -------
     dict of name to list of arrays of shape (T, d)
         ``"codec latents"``: the encoder's output *before* quantisation, so more than the model was
-        told; ``"acoustics"``; both with means over the past. ``"position"``: a stopwatch.
+        told. ``"acoustics"``: `acoustic_features`. ``"position"``: a stopwatch.
     """
     out: dict[str, list[np.ndarray]] = {name: [] for name in RIVALS[1:]}
     for clip in progress(clips):
-        latents = with_context(model.latents(clip)[0].T, model.frame_rate)
+        latents = _array(model.latents(clip)[0].T)
         heard = acoustic_features(clip.audio, clip.sample_rate, model.frame_rate)
         out["codec latents"].append(latents.astype(np.float16))
         out["acoustics"].append(heard[: len(latents)].astype(np.float16))
@@ -822,11 +831,9 @@ def pool(frames: ArrayLike) -> np.ndarray:
 
 
 def with_context(
-    frames: ArrayLike,
-    frame_rate: float = 50.0,
-    seconds: Sequence[float] = (0.5, 2.0, float("inf")),
+    frames: ArrayLike, windows: Sequence[int], rows: ArrayLike | None = None
 ) -> np.ndarray:
-    """Append means over the past, so that a rival has heard as much as a language model has.
+    """Append means over the past, so that a rival can have heard as much as a language model.
 
     A causal model's residual at a frame may draw on everything before it. A single frame's features
     cannot, and losing to the model would then say little.
@@ -834,22 +841,22 @@ def with_context(
     Parameters
     ----------
     frames : array of shape (T, d)
-    frame_rate : float
-        Hz.
-    seconds : sequence of float
-        Lengths of the windows that end at each frame (shorter at the start); inf is all the past.
+    windows : sequence of int
+        Lengths in frames of the windows that end at each frame (shorter at the start).
+    rows : array of shape (N,), optional
+        The frames wanted; all of them unless given.
 
     Returns
     -------
-    array of shape (T, d · (1 + len(seconds))), float32
-        Row t depends on rows up to t only.
+    array of shape (N, d · (1 + len(windows))), float32
+        A row depends on frames up to its own only.
     """
     frames = _array(frames).astype(np.float64)
+    rows = np.arange(len(frames)) if rows is None else np.asarray(rows)
     total = np.vstack([np.zeros((1, frames.shape[1])), np.cumsum(frames, axis=0)])
-    end = np.arange(1, len(frames) + 1)
-    parts = [frames]
-    for s in seconds:
-        length = np.minimum(end, max(1, round(min(s * frame_rate, len(frames)))))
+    end, parts = rows + 1, [frames[rows]]
+    for window in windows:
+        length = np.minimum(end, max(1, window))
         parts.append((total[end] - total[end - length]) / length[:, None])
     return np.concatenate(parts, axis=1).astype(np.float32)
 
@@ -870,13 +877,12 @@ def position_features(n_frames: int, frame_rate: float = 50.0, n: int = 16) -> n
 
 
 def acoustic_features(audio: ArrayLike, sr: int, frame_rate: float = 50.0) -> np.ndarray:
-    """Plain acoustic features with the past that a causal language model has heard.
+    """Plain acoustic features, and what a listener keeps of the rhythm so far.
 
     Of each frame: chroma (12), chroma of the bass (12), 20 MFCC, spectral contrast (7), spectral
-    centroid, RMS level and onset strength. These 54 are given as they are now and as means over the
-    past 0.5 s, 2 s and all the past (`with_context`). Added are the onset strength of the past
-    second in steps of 40 ms, and the autocorrelation of the past 4 s of onset strength (a
-    tempogram) at 24 tempi from 30 to 300 BPM.
+    centroid, RMS level and onset strength. Added are the onset strength of the past second in steps
+    of 40 ms, and the autocorrelation of the past 4 s of onset strength (a tempogram) at 24 tempi
+    from 30 to 300 BPM.
 
     A frame's analysis windows are centred on it and reach at most 0.128 s past its middle; nothing
     else looks ahead. A MusicGen-type model has seen the frame's own codes, which the codec too
@@ -893,7 +899,7 @@ def acoustic_features(audio: ArrayLike, sr: int, frame_rate: float = 50.0) -> np
 
     Returns
     -------
-    array of shape (T, 266), float32, T = ⌈n · frame_rate / sr⌉
+    array of shape (T, 104), float32, T = ⌈n · frame_rate / sr⌉
     """
     import librosa  # takes seconds to import, and only this needs it
 
@@ -935,9 +941,7 @@ def acoustic_features(audio: ArrayLike, sr: int, frame_rate: float = 50.0) -> np
     ).T
     heard = np.pad(onset, (round(frame_rate), 0))
     lags = np.lib.stride_tricks.sliding_window_view(heard, round(frame_rate) + 1)[:n_frames, ::-2]
-    return np.hstack([with_context(now, frame_rate), lags, _tempogram(onset, frame_rate)]).astype(
-        np.float32
-    )
+    return np.hstack([now, lags, _tempogram(onset, frame_rate)]).astype(np.float32)
 
 
 def _tempogram(onset: np.ndarray, frame_rate: float) -> np.ndarray:

@@ -377,11 +377,12 @@ def test_clip_types_are_equally_large_and_follow_the_sound(seed, n):
 @given(seeds, st.integers(1, 40), st.integers(1, 4), st.integers(1, 60))
 def test_context_never_looks_ahead(seed, n, d, window):
     x = np.random.default_rng(seed).standard_normal((n, d))
-    out = probes.with_context(x, 10, (window / 10, float("inf")))
+    out = probes.with_context(x, (window, 10**9))
     assert out.shape == (n, 3 * d)
     t = seed % n
     expected = [x[t], x[max(0, t + 1 - window) : t + 1].mean(0), x[: t + 1].mean(0)]
     np.testing.assert_allclose(out[t], np.concatenate(expected), atol=1e-5)
+    np.testing.assert_array_equal(probes.with_context(x, (window, 10**9), [t]), out[t : t + 1])
 
 
 def test_acoustic_features_hear_the_pitch_in_its_frame():
@@ -389,7 +390,7 @@ def test_acoustic_features_hear_the_pitch_in_its_frame():
     t = np.arange(2 * sr) / sr
     a, e = np.sin(2 * np.pi * 440 * t), np.sin(2 * np.pi * 329.63 * t)
     f = probes.acoustic_features(np.where(t < 1, a, e), sr)
-    assert f.shape == (100, 266) and f.dtype == np.float32 and np.isfinite(f).all()
+    assert f.shape == (100, 104) and f.dtype == np.float32 and np.isfinite(f).all()
     chroma = f[:, :12].argmax(1)
     assert (chroma[8:43] == 9).all() and (chroma[57:92] == 4).all()
     assert abs(int((chroma == 9).sum()) - 50) <= 4  # the change lies where it lies
@@ -418,7 +419,7 @@ def test_acoustic_features_know_the_tempo():
 @pytest.mark.parametrize("seconds", [0.001, 0.1, 1.0])
 def test_acoustic_features_of_silence_and_of_almost_nothing(seconds):
     f = probes.acoustic_features(np.zeros((2, int(44100 * seconds))), 44100)
-    assert f.shape == (max(1, round(50 * seconds)), 266) and np.isfinite(f).all()
+    assert f.shape == (max(1, round(50 * seconds)), 104) and np.isfinite(f).all()
 
 
 def test_stereo_at_another_rate_is_the_same_music():
