@@ -23,7 +23,7 @@ from musae_utils.music.render import synthesise
 K, CARD, DIM, LAYERS = 4, 32, 32, 3
 CODEC = dict(
     encoder_width=8, decoder_width=8, encoder_dilations=[1], decoder_dilations=[1], n_fft=512,
-    dim=8, codebooks=K, cardinality=CARD, griffin_lim_steps=0,
+    dim=8, codebooks=K, cardinality=CARD,
 )  # fmt: skip
 
 

@@ -7,7 +7,8 @@ Explained in notebook 02; trained by ``make nano``.
 The codec's codes spell out magnitudes only. Phase, spelled out frame by frame, is what makes codes
 hard to predict for a language model, and it can be found again: the decoder predicts log magnitudes
 and puts phase back by following spectral peaks (single-pass spectrogram inversion, Beauregard et
-al., IEEE DSP 2015), then by a few steps of fast Griffin-Lim (Perraudin et al., WASPAA 2013).
+al., IEEE DSP 2015). A few steps of Griffin-Lim after it smear strokes and add others: 1.3 times as
+many onsets as the music has, from its own magnitudes, against 1.1 without.
 """
 
 from __future__ import annotations
@@ -48,7 +49,6 @@ CODEC = {
     "expansion": 1,  # of a block's inner width
     "codebooks": 8,  # 72 bits a frame; four of 1024 left loud partials 4 dB off
     "cardinality": 512,
-    "griffin_lim_steps": 4,
 }
 
 LM = {
@@ -90,9 +90,9 @@ class ShiftBlock(nn.Module):
 class LogSpectrum(nn.Module):
     """Audio to log magnitudes and back: frame i is centred on the middle of code frame i."""
 
-    def __init__(self, n_fft: int, hop: int, floor: float, steps: int):
+    def __init__(self, n_fft: int, hop: int, floor: float):
         super().__init__()
-        self.n_fft, self.hop, self.floor, self.steps = n_fft, hop, floor, steps
+        self.n_fft, self.hop, self.floor = n_fft, hop, floor
         self.register_buffer("window", torch.hann_window(n_fft), persistent=False)
 
     @property
@@ -128,14 +128,8 @@ class LogSpectrum(nn.Module):
         # No partial of a clip reaches this; codes that never met in music could ask for any level.
         log_magnitudes = log_magnitudes.clamp(max=LOUDEST)
         magnitude = (torch.exp(log_magnitudes.float() * 2 - 7) - self.floor).clamp(min=0)
-        spectrum = torch.polar(magnitude, self._phase_from_peaks(log_magnitudes.float()))
-        previous = torch.zeros_like(spectrum)
-        for _ in range(self.steps):
-            consistent = self.stft(self.istft(spectrum))
-            ahead = consistent - 0.5 * previous  # momentum 0.99: alpha / (1 + alpha)
-            previous = consistent
-            spectrum = magnitude * ahead / ahead.abs().clamp(min=1e-9)
-        return self.istft(spectrum)
+        phase = self._phase_from_peaks(log_magnitudes.float())
+        return self.istft(torch.polar(magnitude, phase))
 
     def _phase_from_peaks(self, log_magnitude: torch.Tensor) -> torch.Tensor:
         """Each bin follows the spectral peak nearest to it, at that peak's exact frequency."""
@@ -162,7 +156,7 @@ class NanoEncoder(nn.Module):
 
     def __init__(self, c: dict):
         super().__init__()
-        self.spectrum = LogSpectrum(c["n_fft"], c["hop"], c["floor"], 0)
+        self.spectrum = LogSpectrum(c["n_fft"], c["hop"], c["floor"])
         width = c["encoder_width"]
         self.start = nn.Linear(self.spectrum.bins, width)
         self.blocks = nn.Sequential(
@@ -182,7 +176,7 @@ class NanoDecoder(nn.Module):
 
     def __init__(self, c: dict):
         super().__init__()
-        self.spectrum = LogSpectrum(c["n_fft"], c["hop"], c["floor"], c["griffin_lim_steps"])
+        self.spectrum = LogSpectrum(c["n_fft"], c["hop"], c["floor"])
         width = c["decoder_width"]
         self.start = nn.Linear(c["dim"], width)
         self.blocks = nn.Sequential(
