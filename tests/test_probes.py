@@ -13,6 +13,7 @@ from sklearn.linear_model import LogisticRegression, Ridge
 
 from musae_utils import probes
 from musae_utils.music import Clip
+from musae_utils.probes import fitting, results
 
 relaxed = settings(deadline=None)  # the machine may be busy
 quick = settings(deadline=None, max_examples=15)
@@ -93,7 +94,7 @@ def test_shuffled_labels_score_chance():
     assert abs(np.mean(balanced) - 0.25) < 0.03 and -0.05 < np.mean(gains) < 0.03
 
 
-@pytest.mark.parametrize("task", probes.TASKS)
+@pytest.mark.parametrize("task", fitting.TASKS)
 def test_knowing_the_composition_is_worth_nothing(task):
     """The features name the composition, the label belongs to the composition: by-frame splits
     would score 100 %."""
@@ -110,7 +111,7 @@ def test_knowing_the_composition_is_worth_nothing(task):
         r = probes.probe(x, label, g, task=task, seed=seed)
         name = {"class": "balanced_accuracy", "regress": "r2", "circular": "accuracy"}[task]
         scores.append(r.metrics[name].value)
-    chance = {"class": 0.25, "regress": 0.0, "circular": 1 / probes.BINS}[task]
+    chance = {"class": 0.25, "regress": 0.0, "circular": 1 / fitting.BINS}[task]
     assert np.mean(scores) < chance + 0.04
 
 
@@ -132,14 +133,14 @@ def test_choosing_the_best_of_many_noise_layers_gains_nothing():
 def test_halves_share_no_composition_and_miss_none(seed, n_groups, both, repeats):
     rng = np.random.default_rng(seed)
     index = np.concatenate([np.arange(n_groups), rng.integers(0, n_groups, 50)])
-    target = probes._Target("class", rng.integers(0, 2, len(index)), np.arange(2))
-    halves = probes._halves(target, index, seed, repeats, both)
+    target = fitting._Target("class", rng.integers(0, 2, len(index)), np.arange(2))
+    halves = fitting._halves(target, index, seed, repeats, both)
     assert len(halves) == repeats * (1 + both)
     for train, test, fold, _ in halves:
         assert not set(index[train]) & set(index[test])
         assert sorted([*train, *test]) == list(range(len(index)))
         assert abs(len(set(index[train])) - len(set(index[test]))) <= 1
-        for k in range(probes.FOLDS):  # inner folds, too, split by composition
+        for k in range(fitting.FOLDS):  # inner folds, too, split by composition
             assert not set(index[train][fold == k]) & set(index[train][fold != k])
             assert (fold == k).any()
 
@@ -199,14 +200,14 @@ def test_logistic_regression_is_scikit_learns(n, d, penalty):
     x = rng.standard_normal((n, d)) @ (rng.standard_normal((d, d)) / np.sqrt(d))
     y = (x[:, :4] + rng.standard_normal((n, 4))).argmax(1)
     train, test = np.arange(n - 20), np.arange(n - 20, n)
-    half = probes._Half(x.astype(np.float32), train, test)
-    w = probes._logistic(
+    half = fitting._Half(x.astype(np.float32), train, test)
+    w = fitting._logistic(
         half.found, np.eye(4, dtype=np.float32)[y[train]], penalty, half.curvature, None
     )
     mean, std = x[train].mean(0), x[train].std(0)
     theirs = LogisticRegression(C=1 / (penalty * len(train)), max_iter=5000, tol=1e-8)
     theirs.fit((x[train] - mean) / std, y[train])
-    logits = probes._affine(half.scored, w)
+    logits = fitting._affine(half.scored, w)
     p = np.exp(logits - logits.max(1, keepdims=True))
     expected = theirs.predict_proba((x[test] - mean) / std)
     np.testing.assert_allclose(p / p.sum(1, keepdims=True), expected, atol=0.015)
@@ -215,7 +216,7 @@ def test_logistic_regression_is_scikit_learns(n, d, penalty):
 def test_ridge_is_scikit_learns():
     rng = np.random.default_rng(0)
     x, y, new = rng.standard_normal((80, 6)), rng.standard_normal((80, 2)), rng.random((5, 6))
-    ours = probes._ridge(x, y, new, [0.5, 0.01])
+    ours = fitting._ridge(x, y, new, [0.5, 0.01])
     for penalty, out in zip([0.5, 0.01], ours, strict=True):
         np.testing.assert_allclose(out, Ridge(alpha=80 * penalty).fit(x, y).predict(new))
 
@@ -225,9 +226,9 @@ def test_ridge_is_scikit_learns():
 @pytest.mark.filterwarnings("ignore:.*(classes not in y_true|single label).*")
 def test_class_metrics_are_scikit_learns(rows):
     y, p = np.array(rows).T
-    target = probes._Target("class", y, np.arange(5))
-    sums = probes._tally(target, y, p, 2).sum(0)
-    ours = probes._class_metrics(sums, 5)
+    target = fitting._Target("class", y, np.arange(5))
+    sums = fitting._tally(target, y, p, 2).sum(0)
+    ours = results._class_metrics(sums, 5)
     assert ours["accuracy"] == pytest.approx(sk.accuracy_score(y, p))
     assert ours["balanced_accuracy"] == pytest.approx(sk.balanced_accuracy_score(y, p))
     assert ours["macro_f1"] == pytest.approx(sk.f1_score(y, p, average="macro", zero_division=0))
@@ -240,15 +241,15 @@ def test_number_metrics_are_scikit_learns(rows):
     y, p = np.array(rows).T
     if np.ptp(y) < 1e-3:
         y = y + np.arange(len(y))
-    sums = probes._tally(probes._Target("regress", y, y[:0]), y, p, 100.0).sum(0)
-    ours = probes._number_metrics(sums, 0)
+    sums = fitting._tally(fitting._Target("regress", y, y[:0]), y, p, 100.0).sum(0)
+    ours = results._number_metrics(sums, 0)
     assert ours["r2"] == pytest.approx(sk.r2_score(y, p), rel=1e-6, abs=1e-6)
     assert ours["within_8"] == pytest.approx((np.abs(p - y) <= 0.08 * np.abs(y)).mean())
 
 
 def test_phase_error_goes_the_short_way_round():
     y, p = np.array([0.98, 0.5]), np.array([0.03, 0.25])
-    rows = probes._tally(probes._Target("circular", y, y[:0]), y, p, 0.0)
+    rows = fitting._tally(fitting._Target("circular", y, y[:0]), y, p, 0.0)
     np.testing.assert_allclose(rows[:, 1], [18, 90])
     np.testing.assert_array_equal(rows[:, 2], [1, 0])  # .98 and .03 both lie in the eighth at 0
 
@@ -256,7 +257,7 @@ def test_phase_error_goes_the_short_way_round():
 def test_sums_by_composition_add_up():
     rows, index = np.arange(12.0).reshape(6, 2), np.array([2, 0, 2, 2, 0, 4])
     expected = [rows[index == i].sum(0) for i in range(6)]
-    np.testing.assert_array_equal(probes._by_group(rows, index, 6), expected)
+    np.testing.assert_array_equal(fitting._by_group(rows, index, 6), expected)
 
 
 def test_intervals_cover_the_expected_score_and_difference():
