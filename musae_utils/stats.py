@@ -15,17 +15,20 @@ Used by every chapter from notebooks/04_what_the_model_knows.ipynb on.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
+from scipy import sparse
 from scipy import stats as _scipy
 
 __all__ = [
     "Comparison",
     "Equivalence",
     "Interval",
+    "auc",
     "benjamini_hochberg",
     "bootstrap",
     "cliffs_delta",
@@ -417,6 +420,87 @@ def cliffs_delta(a: ArrayLike, b: ArrayLike) -> float:
     a, b = _finite(a, "a"), _finite(b, "b")
     u = _scipy.mannwhitneyu(a, b, method="asymptotic").statistic
     return float(2 * u / (len(a) * len(b)) - 1)
+
+
+def auc(scores: ArrayLike | sparse.sparray, labels: ArrayLike) -> np.ndarray:
+    """Area under the ROC curve of every score for every label: P(score where it holds is higher).
+
+    Made for sparse codes: all zeros of a column are one tie, so only what is stored is sorted, and
+    all labels together cost one product of the ranks with the labels.
+
+    Parameters
+    ----------
+    scores : array or scipy.sparse array of shape (n, m)
+        Finite; negative values are allowed.
+    labels : bool array of shape (n, c)
+
+    Returns
+    -------
+    float array of shape (m, c)
+        0.5 is chance, 1 ranks every row where the label holds above all others, ties count half;
+        NaN for labels that always or never hold.
+
+    Raises
+    ------
+    ValueError
+        Unequal lengths, labels that are not yes or no, NaN or infinity.
+
+    References
+    ----------
+    Mann and Whitney (1947), Annals of Mathematical Statistics 18.
+
+    Examples
+    --------
+    >>> auc(np.array([[0.0], [0.0], [0.2], [0.9]]), np.array([[0], [0], [0], [1]], bool))
+    array([[1.]])
+    """
+    labels = np.asarray(labels)
+    if labels.dtype != bool or labels.ndim != 2 or len(labels) != scores.shape[0]:
+        raise ValueError(
+            f"labels are yes or no (bool) in an array of {scores.shape[0]:,} rows, one a score, "
+            f"and a column a label; got {labels.dtype} of shape {labels.shape}."
+        )
+    base, above = _ranks(scores)
+    n, holds = len(labels), labels.sum(0).astype(float)
+    # Few labels hold in a row: as a sparse product it costs a tenth of a dense one.
+    ranks = (sparse.csr_array(labels.T, dtype=float) @ above).T
+    ranks = ranks.toarray() if sparse.issparse(ranks) else ranks
+    ranks += base[:, None] * holds
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (ranks - holds * (holds + 1) / 2) / (holds * (n - holds))
+
+
+def _ranks(scores: ArrayLike | sparse.sparray) -> tuple[np.ndarray, sparse.csr_array | np.ndarray]:
+    """Ranks in each column: that of its zeros, (m,), and how far the others are above, (n, m)."""
+    if not sparse.issparse(scores):
+        scores = np.asarray(scores, float)
+        if not np.isfinite(scores).all():
+            raise ValueError("The scores hold NaN or infinity.")
+        return np.zeros(scores.shape[1]), _scipy.rankdata(scores, axis=0)
+    scores = sparse.csc_array(scores, copy=True)
+    scores.eliminate_zeros()
+    if not np.isfinite(scores.data).all():
+        raise ValueError("The scores hold NaN or infinity.")
+    (n, m), starts, data = scores.shape, scores.indptr, scores.data
+    counts = np.diff(starts)
+    column = np.repeat(np.arange(m, dtype=np.int32), counts)
+    order = np.empty(len(data), np.int64)
+    for first, after in itertools.pairwise(starts):
+        order[first:after] = first + np.argsort(data[first:after])
+    data = data[order]
+    # Equal values share the mean of their places.
+    new = np.r_[True, (data[1:] != data[:-1]) | (column[1:] != column[:-1])][: len(data)]
+    first = np.flatnonzero(new)
+    length = np.diff(np.append(first, len(data)))
+    mean = first + (length + 1) / 2
+    below = np.bincount(column, data < 0, m)
+    zeros = n - counts
+    base = below + (zeros + 1) / 2
+    rank = np.repeat(mean, length) - (starts[:-1] + base)[column]
+    rank += np.where(data > 0, zeros[column], 0)
+    scores.data = np.empty(len(data))
+    scores.data[order] = rank
+    return base, scores.tocsr()
 
 
 def odds_ratio(table: ArrayLike, level: float = 0.95) -> Interval:

@@ -253,6 +253,42 @@ def test_cramers_v_of_independent_attributes_is_near_zero_where_the_raw_one_is_n
     assert np.mean(ours) < 0.06 < 0.2 < np.mean(raw)
 
 
+@settings(deadline=None, max_examples=40)  # scikit-learn's takes its time
+@given(
+    st.integers(0, 2**32 - 1), st.integers(2, 60), st.floats(0, 1), st.sampled_from([2, 5, 1000])
+)
+def test_auc_is_sklearns_dense_or_sparse_with_ties_and_negative_scores(seed, n, filled, values):
+    from scipy import sparse
+    from sklearn.metrics import roc_auc_score
+
+    rng = np.random.default_rng(seed)
+    scores = np.where(rng.random((n, 3)) < filled, rng.integers(-1, values, (n, 3)), 0) / 7
+    labels = rng.random((n, 4)) < rng.random(4)
+    found = stats.auc(sparse.csr_array(scores), labels)
+    np.testing.assert_allclose(found, stats.auc(scores, labels))
+    for i, j in np.ndindex(3, 4):
+        if labels[:, j].all() or not labels[:, j].any():
+            assert np.isnan(found[i, j])
+        else:
+            assert found[i, j] == pytest.approx(roc_auc_score(labels[:, j], scores[:, i]))
+
+
+def test_auc_leaves_its_input_alone_and_refuses_what_it_cannot_rank():
+    from scipy import sparse
+
+    scores = sparse.csc_array(np.array([[0.0, 2.0], [1.0, 0.0], [3.0, 1.0]]))
+    before = scores.toarray()
+    stats.auc(scores, np.array([[True], [False], [True]]))
+    np.testing.assert_array_equal(scores.toarray(), before)
+    with pytest.raises(ValueError, match="yes or no"):
+        stats.auc(scores, np.zeros((3, 1)))
+    with pytest.raises(ValueError, match="3 rows"):
+        stats.auc(scores, np.zeros((2, 1), bool))
+    for bad in (np.array([[np.nan]]), sparse.csc_array(np.array([[np.inf]]))):
+        with pytest.raises(ValueError, match="NaN"):
+            stats.auc(bad, np.ones((1, 1), bool))
+
+
 def test_cramers_v_of_what_never_varies_is_not_a_number():
     assert np.isnan(stats.cramers_v([1, 1, 1], [1, 2, 3]))
 
