@@ -384,6 +384,23 @@ def overhead(board: Board) -> dict:
     }
 
 
+# -- activations ----------------------------------------------------------------------------------
+
+
+@figures("harvest.overhead", "harvest.memory_slope", minutes=6, timing=True)
+def harvesting(board: Board) -> dict:
+    """``.wall``, ``.layers`` and ``.from_sound``: see benchmarks/harvest_overhead.py."""
+    import harvest_overhead
+
+    return {
+        e["name"].replace("overhead_", "overhead."): (
+            Interval(e["value"], e["low"], e["high"], e["n"]),
+            e["unit"],
+        )
+        for e in harvest_overhead.measure(board.model)
+    }
+
+
 # -- probes ---------------------------------------------------------------------------------------
 
 

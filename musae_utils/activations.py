@@ -402,7 +402,7 @@ class _Unwritten:
         self.about.append(written)
         self.table.append(entry)
         self.n_rows += n_rows
-        self.n_bytes += len(written) + len(json.dumps(entry))
+        self.n_bytes += len(written)
 
     def save(self, path: Path) -> None:
         tensors = {name: torch.cat(parts) for name, parts in self.tensors.items()}

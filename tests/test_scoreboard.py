@@ -18,8 +18,8 @@ nano.codec.chroma_correlation nano.codec.pitch_agreement nano.codec.log_spectral
 nano.codec.band_energy_error nano.codec.codebook_use nano.codec.si_sdr nano.lm.ce_ratio
 nano.lm.in_key_ratio nano.lm.harmonic_ratio nano.lm.onset_ratio nano.lm.continuation_key_ratio
 nano.prompt.instrument nano.prompt.drums nano.prompt.tonic nano.prompt.tempo nano.generate_rtf
-trace.identity trace.zero_edit trace.hook_parity trace.overhead probe.tonic probe.beat
-probe.section probe_rival.tonic
+trace.identity trace.zero_edit trace.hook_parity trace.overhead harvest.overhead
+harvest.memory_slope probe.tonic probe.beat probe.section probe_rival.tonic
 """.split()
 
 
