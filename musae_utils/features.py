@@ -59,7 +59,8 @@ MIDDLE, SILENT = 2, 2  # examples beside the top ones
 PARTNERS = 8  # kept in each list of relatives
 NEAR = 0.9  # correlation of mean activations from which two clips count as one
 MIN_COMPOSITIONS = 3  # with and without a concept, in each half, for an AUC to be given
-WORTH = 0.6  # AUC below which a feature is not said to follow anything
+WORTH = 0.6  # AUC below which a feature is not said to follow anything,
+ERRORS = 3  # and standard errors of chance: dozens of concepts are tried for each feature
 GRAPH_WORK = 2**31  # products that a graph of features may cost; beyond, rows are left out evenly
 DENSE = 2**25  # numbers that a coder may return at once
 
@@ -168,11 +169,20 @@ class Followed(NamedTuple):
     found, scored : float32 arrays of shape (features, concepts)
         AUC on the half of the compositions where the best is chosen, and on the other. NaN where a
         concept is too rare on one of the halves.
+    least : float32 array of shape (concepts,)
+        What `found` must reach for a feature to be said to follow a concept: 0.6, and three
+        standard errors above chance, which for concepts of few compositions is more.
     """
 
     names: list[str]
     found: np.ndarray
     scored: np.ndarray
+    least: np.ndarray
+
+    def follow(self, features: Any = slice(None)) -> np.ndarray:
+        """`found` where a feature follows a concept by that rule, else 0; (features, concepts)."""
+        found = np.nan_to_num(self.found[features])
+        return np.where(found >= self.least, found, 0)
 
 
 @dataclass(repr=False)
@@ -415,21 +425,21 @@ class FeatureAtlas:
         table.index.names, table.columns.name = ["reading", "low"], "high"
         return table
 
-    def follows(self, feature: int, n: int = 3, worth: float = WORTH) -> pd.DataFrame:
-        """What a feature follows: up to `n` concepts of frames and `n` of clips.
+    def follows(self, feature: int, n: int = 3) -> pd.DataFrame:
+        """What a feature follows (see `Followed`): up to `n` concepts of frames and `n` of clips.
 
         Returns
         -------
         DataFrame
             ``concept``, ``level`` ("frame" or "clip"), ``found`` (the AUC by which they were
-            chosen, at least `worth`), ``auc`` (on the other compositions).
+            chosen), ``auc`` (on the other compositions).
         """
         self._check(feature)
         rows = []
         for level, followed in self.concepts.items():
-            found = np.nan_to_num(followed.found[feature])
+            found = followed.follow(feature)
             for c in np.argsort(-found, kind="stable")[:n]:
-                if found[c] >= worth:
+                if found[c]:
                     auc = float(followed.scored[feature, c])
                     rows.append((followed.names[c], level, float(found[c]), auc))
         return pd.DataFrame(rows, columns=["concept", "level", "found", "auc"])
@@ -443,7 +453,7 @@ class FeatureAtlas:
             ``level``, ``feature``, ``found`` and ``auc``. Concepts too rare to score are absent.
         """
         rows = {}
-        for level, (names, found, scored) in self.concepts.items():
+        for level, (names, found, scored, _) in self.concepts.items():
             best = np.nan_to_num(found).argmax(0)
             for c, (name, f) in enumerate(zip(names, best.tolist(), strict=True)):
                 if np.isfinite(found[f, c]) and np.isfinite(scored[f, c]):
@@ -475,9 +485,9 @@ class FeatureAtlas:
         ]
         best = np.full(len(self), -1.0)
         for level, c in concepts:
-            _, found, scored = self.concepts[level]
-            follow = np.nan_to_num(found[:, c]) >= WORTH
-            best[follow] = np.maximum(best[follow], np.nan_to_num(scored[follow, c]))
+            followed = self.concepts[level]
+            follow = followed.follow()[:, c] > 0
+            best[follow] = np.maximum(best[follow], np.nan_to_num(followed.scored[follow, c]))
         for f, name in enumerate(self.names):
             if words and name and all(word in name.lower() for word in words):
                 best[f] = 2.0
@@ -514,16 +524,16 @@ class FeatureAtlas:
             index=pd.Index(chosen, name="feature"),
         )  # fmt: skip
         concept = np.full(len(chosen), "", object)
-        auc, most = np.full(len(chosen), np.nan), np.full(len(chosen), WORTH)
-        for names, found, scored in self.concepts.values():
-            if not names:
+        auc, most = np.full(len(chosen), np.nan), np.zeros(len(chosen))
+        for followed in self.concepts.values():
+            if not followed.names:
                 continue
-            values = np.nan_to_num(found[chosen])
+            values = followed.follow(chosen)
             c = values.argmax(1)
-            rows = np.flatnonzero(values.max(1) >= most)
+            rows = np.flatnonzero(values.max(1) > most)
             most[rows] = values[rows, c[rows]]
-            concept[rows] = [names[i] for i in c[rows]]
-            auc[rows] = scored[chosen[rows], c[rows]]
+            concept[rows] = [followed.names[i] for i in c[rows]]
+            auc[rows] = followed.scored[chosen[rows], c[rows]]
         return table.assign(concept=concept, auc=auc)
 
     def summary(self) -> dict[str, Any]:
@@ -603,7 +613,7 @@ class FeatureAtlas:
         for layer, (which, how) in self.matches.items():
             arrays[f"matches.{layer}.which"], arrays[f"matches.{layer}.how"] = which, how
         for level, followed in self.concepts.items():
-            arrays[f"{level}.found"], arrays[f"{level}.scored"] = followed.found, followed.scored
+            arrays |= {f"{level}.{name}": getattr(followed, name) for name in SCORES}
         with runs.atomic_path(path) as temporary:
             save_file({k: np.ascontiguousarray(v) for k, v in arrays.items()}, temporary)
         about = {name: getattr(self, name) for name in ABOUT}
@@ -643,7 +653,7 @@ class FeatureAtlas:
                 partners=pair("partners"),
                 matches={layer: pair(f"matches.{layer}") for layer in about["matches"]},
                 concepts={
-                    level: Followed(names, arrays[f"{level}.found"], arrays[f"{level}.scored"])
+                    level: Followed(names, *(arrays[f"{level}.{name}"] for name in SCORES))
                     for level, names in about["concepts"].items()
                 },
             )
@@ -696,6 +706,7 @@ ARRAYS = (
     "density", "mean", "peak", "quantiles", "track_mean", "track_rate", "examples", "curves",
     "marks", "place",
 )  # fmt: skip
+SCORES = ("found", "scored", "least")
 ABOUT = ("layer", "hook", "store", "sae", "frame_rate", "n_rows", "clips", "kinds", "names")
 
 Sound = Sequence[Any] | Mapping[int, Any] | Callable[[int], Any]
@@ -871,8 +882,8 @@ def _curves(columns, peak, chosen, spans, concepts, holds) -> tuple[np.ndarray, 
     marks = np.zeros((*chosen.shape, -(-longest // 8)), np.uint8)
     best = np.full(len(chosen), -1)
     if (followed := concepts.get("frame")) and followed.names:
-        found = np.nan_to_num(followed.found)
-        best = np.where(found.max(1) >= WORTH, found.argmax(1), -1)
+        found = followed.follow()
+        best = np.where(found.max(1) > 0, found.argmax(1), -1)
     for f in np.flatnonzero(peak):
         span = slice(columns.indptr[f], columns.indptr[f + 1])
         rows, values = columns.indices[span], columns.data[span]
@@ -922,16 +933,21 @@ def _concepts(store, codes, track_mean, seed):
 
 
 def _followed(scores, names, labels, composition, found_on) -> Followed:
-    halves = []
+    halves, least = [], None
     for half in (found_on, ~found_on):
         auc = stats.auc(scores[half], labels[half]).astype(np.float32)
+        seen = []  # compositions in which a concept occurs, and in which its absence does
         for holds in (labels[half], ~labels[half]):
-            # Compositions in which a concept (or its absence) occurs.
-            seen = np.zeros((composition.max() + 1, len(names)), bool)
-            np.logical_or.at(seen, composition[half], holds)
-            auc[:, seen.sum(0) < MIN_COMPOSITIONS] = np.nan
+            where = np.zeros((composition.max() + 1, len(names)), bool)
+            np.logical_or.at(where, composition[half], holds)
+            seen.append(where.sum(0))
+        auc[:, np.minimum(*seen) < MIN_COMPOSITIONS] = np.nan
         halves.append(auc)
-    return Followed(names, *halves)
+        if least is None:
+            # Mann and Whitney's standard error, with compositions for independent samples.
+            a, b = np.maximum(seen, 1)
+            least = (0.5 + ERRORS * np.sqrt((a + b + 1) / (12 * a * b))).clip(WORTH, 1.0)
+    return Followed(names, *halves, least.astype(np.float32))
 
 
 def _strongest(a: sparse.sparray, b: sparse.sparray, same: bool = False):

@@ -7,6 +7,7 @@ import torch
 
 from musae_utils.activations import ActivationStore, Frames, write_store
 from musae_utils.music import Clip, Spec, compose
+from musae_utils.music.concepts import _lasting
 from musae_utils.music.render import truth_of
 from musae_utils.trace import HookPoint
 
@@ -40,7 +41,7 @@ def rows_of(clip: Clip, noise: float = 0.02) -> torch.Tensor:
     x = noise * rng.random((n, WIDTH))
     x[np.arange(n), frames["chord_root"]] += 1
     x[np.arange(n), 12 + frames["tonic"]] += 0.5 + 0.2 * rng.random(n)
-    x[:, DRUMS] += frames["drums"]
+    x[:, DRUMS] += _lasting(frames["drums"])
     x[:, NOISE] += 0.5 * rng.random((n, 7)) * (rng.random((n, 7)) < 0.1)
     return torch.from_numpy(x.astype(np.float32))
 

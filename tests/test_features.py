@@ -225,6 +225,8 @@ def test_planted_concepts_are_found_on_one_half_and_hold_on_the_other(atlas, sto
     assert best.loc["drums: yes", "feature"] == 24 and best.loc["drums: yes", "auc"] == 1
     told = atlas.follows(24)
     assert set(told["level"]) == {"frame", "clip"} and (told["found"] >= features.WORTH).all()
+    least = atlas.concepts["clip"].least
+    assert (least >= features.WORTH).all() and (least <= 1).all() and least.max() > 0.9
     assert told["concept"].iloc[0] == "onset: drum"
     # Noise may look like something where it was found; elsewhere it is nothing.
     noise = atlas.concepts["clip"].scored[25:32]

@@ -108,8 +108,8 @@ def matching_gains(clips: Sequence[tuple[np.ndarray, int]], match: bool = True) 
     return gains
 
 
-def mp3(samples: np.ndarray, sample_rate: int) -> bytes:
-    """The clip, of shape (n,), as MP3 at 64 kbit/s (up to 24 kHz) or 96 kbit/s."""
+def mp3(samples: np.ndarray, sample_rate: int, kbps: int | None = None) -> bytes:
+    """The clip, of shape (n,), as MP3 at 64 kbit/s (up to 24 kHz) or 96 kbit/s, if not another."""
     if sample_rate not in MP3_RATES:
         from scipy.signal import resample_poly
 
@@ -117,7 +117,8 @@ def mp3(samples: np.ndarray, sample_rate: int) -> bytes:
         shared = math.gcd(rate, sample_rate)
         samples, sample_rate = resample_poly(samples, rate // shared, sample_rate // shared), rate
     # libsndfile maps 0..1 linearly onto the standard's range of constant bitrates.
-    lowest, highest, wanted = (8, 160, 64) if sample_rate <= 24000 else (32, 320, 96)
+    lowest, highest, usual = (8, 160, 64) if sample_rate <= 24000 else (32, 320, 96)
+    wanted = usual if kbps is None else min(max(kbps, lowest), highest)
     out = io.BytesIO()
     soundfile.write(
         out,
