@@ -456,7 +456,7 @@ class FeatureAtlas:
         for level, (names, found, scored, _) in self.concepts.items():
             best = np.nan_to_num(found).argmax(0)
             for c, (name, f) in enumerate(zip(names, best.tolist(), strict=True)):
-                if np.isfinite(found[f, c]) and np.isfinite(scored[f, c]):
+                if np.isfinite(found[f, c]):
                     rows[name] = (level, f, float(found[f, c]), float(scored[f, c]))
         return pd.DataFrame.from_dict(
             rows, "index", columns=["level", "feature", "found", "auc"]
@@ -933,20 +933,18 @@ def _concepts(store, codes, track_mean, seed):
 
 
 def _followed(scores, names, labels, composition, found_on) -> Followed:
-    halves, least = [], None
+    halves, seen = [], []
     for half in (found_on, ~found_on):
-        auc = stats.auc(scores[half], labels[half]).astype(np.float32)
-        seen = []  # compositions in which a concept occurs, and in which its absence does
-        for holds in (labels[half], ~labels[half]):
+        halves.append(stats.auc(scores[half], labels[half]).astype(np.float32))
+        for holds in (labels[half], ~labels[half]):  # in how many compositions, and fails in
             where = np.zeros((composition.max() + 1, len(names)), bool)
             np.logical_or.at(where, composition[half], holds)
             seen.append(where.sum(0))
-        auc[:, np.minimum(*seen) < MIN_COMPOSITIONS] = np.nan
-        halves.append(auc)
-        if least is None:
-            # Mann and Whitney's standard error, with compositions for independent samples.
-            a, b = np.maximum(seen, 1)
-            least = (0.5 + ERRORS * np.sqrt((a + b + 1) / (12 * a * b))).clip(WORTH, 1.0)
+    for auc in halves:
+        auc[:, np.min(seen, axis=0) < MIN_COMPOSITIONS] = np.nan
+    # Mann and Whitney's standard error, with compositions for independent samples.
+    a, b = np.maximum(seen[:2], 1)
+    least = (0.5 + ERRORS * np.sqrt((a + b + 1) / (12 * a * b))).clip(WORTH, 1.0)
     return Followed(names, *halves, least.astype(np.float32))
 
 

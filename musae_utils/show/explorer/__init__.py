@@ -20,6 +20,7 @@ Used in notebooks/07_the_feature_atlas.ipynb through `musae_utils.features`.
 from __future__ import annotations
 
 import base64
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -99,7 +100,7 @@ def _followed(atlas: FeatureAtlas, features: np.ndarray) -> list[list[tuple[str,
         best = np.argsort(-values, axis=1, kind="stable")[:, :FOLLOWED]
         for i, row in enumerate(best):
             for c in row:
-                if values[i, c] and np.isfinite(aucs[i, c]):
+                if values[i, c]:
                     entry = values[i, c], followed.names[c], level, float(aucs[i, c])
                     listed[i].append(entry)
     return [
@@ -397,44 +398,46 @@ def browse(atlas: FeatureAtlas, sound: Callable | Any = None) -> Any:
     """Search, sort and listen with ipywidgets; see `FeatureAtlas.browse`."""
     import ipywidgets as widgets
 
+    drawn = functools.cache(lambda feature: card(atlas, feature, sound))
     search = widgets.Text(placeholder="drum, chord root: G, or a number", description="Search")
     sort = widgets.Dropdown(options=["auc", "density", "rate", "peak"], description="Sort")
     kept = widgets.Checkbox(value=True, description="only what passes S1's filter")
-    table = atlas.to_frame()
-    table = table[atlas.fires]
     found = widgets.Select(rows=12, description="Features", layout={"width": "34rem"})
     shown = widgets.Output()
+    table = atlas.to_frame()[atlas.fires]
 
     def update(_: Any = None) -> None:
         rows = atlas.search(search.value, len(atlas)) if search.value.strip() else table
         rows = rows[rows["kept"]] if kept.value else rows
         rows = rows.sort_values(sort.value, ascending=False, kind="stable")
+        what = np.where(rows["name"] != "", rows["name"], rows["concept"])
         found.options = [
-            (f"{f} · {row.name_ or row.concept or '–'} · AUC {row.auc:.2f} · {row.density:.2%}", f)
-            for f, row in zip(rows.index, rows.rename(columns={"name": "name_"}).itertuples(),
-                              strict=True)
-        ]  # fmt: skip
+            (f"{f} · {name or '–'} · AUC {auc:.2f} · fires in {density:.2%}", f)
+            for f, name, auc, density in zip(
+                rows.index, what, rows["auc"], rows["density"], strict=True
+            )
+        ]
 
     def show(change: Any) -> None:
         if change["new"] is not None:
             shown.outputs = ()
-            shown.append_display_data(card(atlas, change["new"], sound))
+            shown.append_display_data(drawn(change["new"]))
 
     for control in (search, sort, kept):
         control.observe(update, "value")
     found.observe(show, "value")
     update()
+    if found.options:
+        found.index = 0
     box = widgets.VBox([widgets.HBox([search, sort, kept]), found, shown])
-    return _Browser(box, lambda: card(atlas, found.value, sound) if found.options else repr(atlas))
+    return _Browser(box, "" if found.value is None else drawn(found.value).data)
 
 
 class _Browser:
-    """A widget that also has a static form."""
+    """A widget, with a static form for pages behind which no kernel runs."""
 
-    def __init__(self, box: Any, static: Callable[[], Any]) -> None:
+    def __init__(self, box: Any, static: str) -> None:
         self.box, self._static = box, static
 
     def _repr_mimebundle_(self, **settings: Any) -> dict[str, Any]:
-        bundle = self.box._repr_mimebundle_(**settings)
-        static = self._static()
-        return bundle | {"text/html": getattr(static, "data", f"<pre>{escape(str(static))}</pre>")}
+        return self.box._repr_mimebundle_(**settings) | {"text/html": self._static}
