@@ -433,6 +433,20 @@ def worth_opening(board: Board) -> dict:
     return found
 
 
+# -- the atlas ------------------------------------------------------------------------------------
+
+
+@figures("atlas.explorer_open", "atlas.explorer_search", minutes=1, timing=True)
+def explorer(board: Board) -> dict:
+    """4,000 features in headless Chromium, from a folder (benchmarks/explorer_speed.py)."""
+    import explorer_speed
+
+    return {
+        e["name"]: (Interval(e["value"], e["low"], e["high"], e["n"]), e["unit"])
+        for e in explorer_speed.measure()
+    }
+
+
 # -- running ---------------------------------------------------------------------------------------
 
 
