@@ -125,8 +125,8 @@ def harvest(
     layers : int, "embed", HookPoint, or several
     folder : str or Path
     prompts : None, "captions" or list of (str or None)
-        None reads without a prompt, as S1 (arXiv 2505.18186) did; ``"captions"`` with each clip's
-        own; a list with one for each clip.
+        None reads without a prompt, as arXiv:2505.18186 did; ``"captions"`` with each clip's own; a
+        list with one for each clip.
     dtype : "bfloat16" or "float32"
         To keep them in. bfloat16 has the range of float32 and 8 bits of precision.
     rows_per_shard : int, optional
@@ -218,7 +218,7 @@ def write_store(
     """
     if dtype not in DTYPES:
         raise ValueError(f"dtype is {' or '.join(DTYPES)}, not {dtype!r}.")
-    _positive(batch=batch, rows_per_shard=rows_per_shard or 1)
+    _positive(batch=batch, rows_per_shard=1 if rows_per_shard is None else rows_per_shard)
     total = len(clips) if isinstance(clips, Sized) else None
     queue = _Queue(clips)
     if queue.head is None:
@@ -782,8 +782,9 @@ class HookRows:
                 f"Rows are chosen by whole numbers, a slice or a mask of {n:,}; not an array of "
                 f"{rows.dtype} of shape {rows.shape}."
             )
-        if rows.size and not (-n <= rows.min() and rows.max() < n):
-            raise IndexError(f"The store has {n:,} rows; there is no row {rows.max()}.")
+        outside = rows[(rows < -n) | (rows >= n)]
+        if outside.size:
+            raise IndexError(f"The store has {n:,} rows; there is no row {outside.flat[0]}.")
         found = self.store._gather(self.hook, (rows.ravel() % n).astype(np.int64))
         return found.reshape(*rows.shape, found.shape[-1])
 
@@ -877,7 +878,7 @@ class ActivationStore:
                 f"The store in {folder} is not finished: harvest with the same clips again, and "
                 "it goes on where it stopped."
             )
-        entry = runs.load_json(folder / "artifacts.json")[MANIFEST]
+        entry = runs.load_json(folder / "artifacts.json").get(MANIFEST, {})
         digest = runs.sha256(folder / MANIFEST)
         if digest not in (entry.get("sha256"), entry.get("next")):
             raise RunError(_damaged(folder / MANIFEST))
@@ -908,18 +909,16 @@ class ActivationStore:
 
     def hook(self, layer: Layer) -> str:
         """The name of the tensor that holds a layer (a number, "embed", HookPoint or name)."""
-        for name, about in self.hooks.items():
-            place = about if isinstance(about, dict) and "fingerprint" in about else {}
+        places = {name: _place(about) for name, about in self.hooks.items()}
+        for name, place in places.items():
             if hasattr(layer, "fingerprint"):
                 if (place.get("path"), place.get("fingerprint")) == (layer.path, layer.fingerprint):
                     return name
             elif layer == name or place.get("layer", name) == (-1 if layer == "embed" else layer):
                 return name
         held = ", ".join(
-            f"{name} of {about['model']} [{about['fingerprint']}]"
-            if isinstance(about, dict) and "fingerprint" in about
-            else name
-            for name, about in self.hooks.items()
+            f"{name} of {place['model']} [{place['fingerprint']}]" if place else name
+            for name, place in places.items()
         )
         raise ValueError(f"The store in {self.folder} holds {held}; it has no {layer}.")
 
@@ -928,7 +927,7 @@ class ActivationStore:
         from musae_utils.trace import HookPoint
 
         about = self.hooks[self.hook(layer)]
-        if not isinstance(about, dict) or "fingerprint" not in about:
+        if not _place(about):
             raise ValueError(f"{layer} of {self.folder} is no place in a language model: {about}.")
         return HookPoint(**about)
 
@@ -949,13 +948,14 @@ class ActivationStore:
         seed: int = 0,
         epochs: int | None = 1,
         start: int = 0,
-        buffer_rows: int = 2**17,
+        buffer_rows: int = 2**18,
     ) -> Iterator[torch.Tensor | dict[Layer, torch.Tensor]]:
         """All rows in random order, each once in an epoch.
 
-        Stretches of 32 neighbouring rows are taken in random order into a buffer, which is shuffled
-        row by row: reading stays fast on any disk, and where the buffer holds all rows the order is
-        a plain permutation.
+        Stretches of 32 neighbouring rows are drawn from anywhere until they make `buffer_rows`
+        rows, and these are shuffled one by one. So what is read at a time is as much as a system
+        keeps in its cache, in pieces that suit any disk; a store of no more rows than that is
+        simply permuted.
 
         Parameters
         ----------
@@ -970,14 +970,16 @@ class ActivationStore:
             Batches to pass over without reading them: how many were taken is all the state there
             is, and a training that was stopped goes on with ``start=step``.
         buffer_rows : int
-            Rows in memory.
+            Rows that are shuffled together. They are not copied: memory holds one batch.
 
         Yields
         ------
         Tensor of shape (batch_size, d), in the store's dtype; or of several layers a dict
             By layer, as it was asked for, the rows in one order.
         """
-        _positive(batch_size=batch_size, epochs=epochs or 1, buffer_rows=buffer_rows)
+        _positive(
+            batch_size=batch_size, epochs=1 if epochs is None else epochs, buffer_rows=buffer_rows
+        )
         if start != int(start) or start < 0:
             raise ValueError(f"start is a number of batches from 0 up, not {start!r}.")
         layers = layer if _is_one(layer) else list(layer)
@@ -987,23 +989,21 @@ class ActivationStore:
         hooks = {layer: self.hook(layer) for layer in _listed(layers)}
         an_epoch = -(-self.n_rows // batch_size)
         a_buffer = -(-buffer_rows // batch_size)
-        held, pool = None, {}
+        shuffled = None
         for number in itertools.count(start):
             epoch, place = divmod(number, an_epoch)
             if epochs is not None and epoch >= epochs:
                 return
             part, within = divmod(place, a_buffer)
-            if held != (epoch, part):
-                pool.clear()  # before the next is read
-                rows = self._order(seed, epoch, part, a_buffer * batch_size)
-                pool = {layer: self._gather(hook, rows) for layer, hook in hooks.items()}
-                held = epoch, part
-            taken = slice(within * batch_size, (within + 1) * batch_size)
-            batch = {layer: x[taken] for layer, x in pool.items()}
+            if shuffled != (epoch, part):
+                order = self._order(seed, epoch, part, a_buffer * batch_size)
+                shuffled = epoch, part
+            rows = order[within * batch_size : (within + 1) * batch_size]
+            batch = {layer: self._gather(hook, rows) for layer, hook in hooks.items()}
             yield batch[layers] if _is_one(layers) else batch
 
     def _order(self, seed: int, epoch: int, part: int, size: int) -> np.ndarray:
-        """The rows of one buffer of an epoch, shuffled."""
+        """Rows that are shuffled together: one part of an epoch, its stretches drawn anywhere."""
         starts, lengths = self._blocks
         mixed = np.random.default_rng([seed, epoch]).permutation(len(starts))
         ends = np.cumsum(lengths[mixed])
@@ -1026,11 +1026,13 @@ class ActivationStore:
         out = torch.empty(len(rows), self.widths[hook], dtype=self.dtype)
         order = np.lexsort((local, home))
         edges = np.flatnonzero(np.diff(home[order], prepend=-1, append=-1))
+        local = torch.from_numpy(local[order])
         for first, after in itertools.pairwise(edges):
-            here = order[first:after]
-            tensor = self._shards[home[here[0]]].tensor(hook)
-            out[torch.from_numpy(here)] = tensor[torch.from_numpy(local[here])]
-        return out
+            tensor = self._shards[home[order[first]]].tensor(hook)
+            torch.index_select(tensor, 0, local[first:after], out=out[first:after])
+        if (order[:-1] < order[1:]).all():
+            return out
+        return out[torch.from_numpy(np.argsort(order))]
 
     # music
 
@@ -1125,6 +1127,11 @@ class ActivationStore:
             f"compositions, {self.frame_rate:g} frames/s\n"
             f"  {hooks}"
         )
+
+
+def _place(about: Any) -> dict:
+    """What a hook is known by if it lies in a language model: the fields of a `HookPoint`."""
+    return about if isinstance(about, dict) and "fingerprint" in about else {}
 
 
 def _stored(shard: _Shard) -> list[StoredClip]:

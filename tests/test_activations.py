@@ -354,7 +354,7 @@ def test_the_order_is_the_seeds_and_mixes(plain):
     # even a buffer of a third of the rows mixes clips from all over the store
     for batch in itertools.islice(plain.batches("a", 60, buffer_rows=100), 3):
         assert len(batch[:, 0].unique()) >= 5
-    for wrong in (dict(batch_size=0), dict(epochs=-1), dict(buffer_rows=0), dict(start=-1)):
+    for wrong in (dict(batch_size=0), dict(epochs=0), dict(buffer_rows=0), dict(start=-1)):
         with pytest.raises(ValueError, match=f"{next(iter(wrong))} is a"):
             plain.batches("a", **wrong)
 
@@ -662,6 +662,8 @@ def test_no_clips_and_no_such_layer(model, clips, tmp_path):
         harvest(model, clips, 0, tmp_path / "s", dtype="int8")
     with pytest.raises(ValueError, match="batch is a whole number from 1 up, not 0"):
         harvest(model, clips, 0, tmp_path / "s", batch=0)
+    with pytest.raises(ValueError, match="rows_per_shard is a whole number from 1 up, not 0"):
+        harvest(model, clips, 0, tmp_path / "s", rows_per_shard=0)
     assert not (tmp_path / "s").exists()
 
 
