@@ -5,6 +5,7 @@ import json
 import re
 import threading
 from http.server import ThreadingHTTPServer
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -353,6 +354,15 @@ def test_the_widget_searches_and_has_a_static_form(atlases, clips):
     search.value, sort.value = "", "density"
     density = [atlases[0].density[f] for _, f in found.options]
     assert density == sorted(density, reverse=True)
+
+
+def test_a_published_page_shows_the_static_form():
+    import yaml
+    from myst_nb.core.render import get_mime_priority
+
+    text = (Path(__file__).parents[1] / "_config.yml").read_text()
+    overrides = yaml.safe_load(text)["sphinx"]["config"]["nb_mime_priority_overrides"]
+    assert "application/vnd.jupyter.widget-view+json" not in get_mime_priority("html", overrides)
 
 
 def test_recordings_have_an_explorer_without_concepts(tmp_path):
