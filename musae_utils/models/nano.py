@@ -58,6 +58,7 @@ LM = {
     "codebooks": CODEC["codebooks"],
     "cardinality": CODEC["cardinality"],
     "max_words": 32,
+    "fill_prompt": True,  # repeat its words up to max_words; the shipped weights learnt without
     "guidance_dropout": 0.15,
 }
 
@@ -213,11 +214,15 @@ class WordConditioner(TextConditioner):
     """Embeds the words of a caption from a fixed vocabulary; unknown words are skipped.
 
     Every prompt becomes the same number of tokens, so that a row of a batch never depends on how
-    long another row's prompt is. No prompt gives zeros: the null condition of guidance.
+    long another row's prompt is. Its words are repeated to fill them: attention over the copies is
+    attention over the words, whereas zeros beside them are a place to look away to, and a language
+    model that learns to look away early never reads a prompt again. No prompt gives zeros alone:
+    the null condition of guidance.
     """
 
-    def __init__(self, vocabulary: list[str], output_dim: int, max_words: int):
+    def __init__(self, vocabulary: list[str], output_dim: int, max_words: int, fill: bool = True):
         super().__init__(output_dim, output_dim)
+        self.fill = fill
         self.vocabulary = list(vocabulary)
         self.index = {word: i + 1 for i, word in enumerate(self.vocabulary)}
         self.max_words = max_words
@@ -232,6 +237,8 @@ class WordConditioner(TextConditioner):
         tokens = torch.zeros(len(x), self.max_words, dtype=torch.long, device=device)
         for row, text in enumerate(x):
             known = [self.index[w] for w in words(text or "") if w in self.index]
+            if known and self.fill:
+                known = known * self.max_words
             known = known[: self.max_words]
             tokens[row, : len(known)] = torch.tensor(known, dtype=torch.long)
         return tokens, (tokens > 0).int()
@@ -245,7 +252,9 @@ class WordConditioner(TextConditioner):
 def build_lm(config: dict) -> LMModel:
     """A nano language model with fresh weights."""
     c = LM | config
-    conditioner = WordConditioner(c.get("vocabulary", VOCABULARY), c["dim"], c["max_words"])
+    conditioner = WordConditioner(
+        c.get("vocabulary", VOCABULARY), c["dim"], c["max_words"], c["fill_prompt"]
+    )
     return LMModel(
         DelayedPatternProvider(n_q=c["codebooks"]),
         ConditioningProvider({"description": conditioner}),

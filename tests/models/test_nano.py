@@ -58,9 +58,11 @@ def test_words_that_are_known_and_not():
     assert conditioner.unknown_words("slow flute in A minor, 92 bpm") == []
     assert conditioner.unknown_words("slow kazoo in H minor") == ["h", "kazoo"]
     tokens, mask = conditioner.tokenize(["flute", None, "flute " * 1000, "музыка", ""])
-    assert tokens.shape == (5, 32) and mask.sum(1).tolist() == [1, 0, 32, 0, 0]
+    assert tokens.shape == (5, 32) and mask.sum(1).tolist() == [32, 0, 32, 0, 0]
     embedded, _ = conditioner((tokens, mask))
     assert (embedded[1] == 0).all() and (embedded[0, 0] != 0).any()
+    words = conditioner.tokenize(["flute in c major"])[0][0].tolist()
+    assert len(set(words)) == 3 and words == (words[:3] * 11)[:32]
 
 
 @pytest.fixture
