@@ -11,7 +11,8 @@ links. The site's folder::
     audio/12.mp3      the sound of clip 12, read when it is played
 
 Data are scripts that call a function, because a page opened from a folder may not read files. A
-curve is a string, one character for each 40 ms: "#" is 0, and 56 steps above it the feature's peak.
+curve is a string, one character for each 40 ms: "#" is 0, and 56 steps above it the feature's peak;
+"!" and a character stand for 4 to 60 zeros.
 Everything that came from elsewhere (names, captions, titles) is escaped where it meets the page.
 
 Used in notebooks/07_the_feature_atlas.ipynb through `musae_utils.features`.
@@ -23,6 +24,7 @@ import base64
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -56,7 +58,8 @@ def _curve(levels: np.ndarray, step: int) -> str:
     """Activations in 0-255 as a string, the largest of each `step` frames; ends at the last."""
     padded = np.pad(levels, (0, -len(levels) % step)).reshape(-1, step).max(1)
     steps = np.ceil(padded * (STEPS / 255)).astype(np.uint8) + FIRST
-    return steps.tobytes().decode("ascii").rstrip(chr(FIRST))
+    text = steps.tobytes().decode("ascii").rstrip(chr(FIRST))
+    return re.sub(chr(FIRST) + "{4,60}", lambda run: "!" + chr(FIRST - 4 + len(run[0])), text)
 
 
 def _runs(holds: np.ndarray, step: int) -> list[list[float]]:
@@ -93,7 +96,7 @@ def _concepts(atlases: Sequence[FeatureAtlas]) -> list[list[str]]:
 
 
 def _followed(atlas: FeatureAtlas, features: np.ndarray) -> list[list[tuple[str, str, float]]]:
-    """For each feature the concepts that it follows: name, level, AUC, the best found first."""
+    """For each feature the concepts that it follows, the clearest first: name, level, AUC."""
     listed: list[list[tuple[float, str, str, float]]] = [[] for _ in features]
     for level, followed in atlas.concepts.items():
         values, aucs = followed.follow(features), followed.scored[features]

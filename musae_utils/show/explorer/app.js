@@ -267,7 +267,7 @@
   };
 
   const go = (focus) => {
-    const asked = decodeURIComponent(location.hash).match(/^#layer-([^/]+)(?:\/feature-(\d+))?$/);
+    const asked = location.hash.match(/^#layer-([^/]+)(?:\/feature-(\d+))?$/);
     const layer = asked && atlas.layers.findIndex((l) => l.layer === asked[1]);
     if (asked && layer >= 0 && !asked[2] && $("layer")) {
       $("layer").value = layer;

@@ -3,7 +3,10 @@
 // musae_utils/show/explorer/__init__.py.
 (() => {
   if (!window.musaeFeature) {
-    const FIRST = 35, LEVELS = 56;  // a curve is a string: "#" is 0, each character after it one more
+    // A curve is a string: "#" is 0, each character after it one more, "!" begins a run of zeros.
+    const FIRST = 35, LEVELS = 56;
+    const unpack = (text) => [...(text || "").replace(/!(.)/g, (_, c) => "#".repeat(c.charCodeAt(0) - FIRST + 4))]
+      .map((c) => c.charCodeAt(0) - FIRST);
     const html = (text) => String(text ?? "").replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
     const short = (x) => Number(Number(x).toPrecision(3)).toLocaleString("en");
     const share = (x) => (x > 0 ? `${Number((100 * x).toPrecision(2))} %` : "0");
@@ -44,7 +47,7 @@
     };
 
     const picture = (example, seconds) => {
-      const levels = [...(example.curve || "")].map((c) => c.charCodeAt(0) - FIRST);
+      const levels = unpack(example.curve);
       const n = example.points;
       let area = "M0 60";
       levels.forEach((v, i) => { area += `V${60 - v}H${i + 1}`; });
@@ -83,8 +86,8 @@
       const legend = `<p class="note"><svg viewBox="0 0 22 12" aria-hidden="true"><path d="M1 11V6H6V2H11V8H16V4H21V11z" ` +
         `fill="var(--fill)" fill-opacity=".35" stroke="var(--fill)"/></svg> activation, the same height in all clips` +
         (d.marked ? `; <svg viewBox="0 0 22 12" aria-hidden="true"><path d="M1 4h20v5h-20z" fill="var(--mark)"/></svg> ` +
-        `where “${html(d.marked)}” holds` : "") + `. Click a curve, or focus it and use the arrow keys, to move; ` +
-        `space plays.</p>`;
+        `where “${html(d.marked)}” holds` : "") + (d.examples.some((e) => e.sound)
+        ? ". Click a curve, or focus it and use the arrow keys, to move; space plays.</p>" : ".</p>");
       const groups = Object.entries(KINDS).map(([kind, [name, about]]) => {
         const mine = d.examples.map((e, i) => (e.kind === kind ? clip(e, d, i) : "")).join("");
         return mine && `<h4>${name} <span class="muted">– ${about}</span></h4>${mine}`;
