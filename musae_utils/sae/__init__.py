@@ -8,6 +8,7 @@
 
 from musae_utils.sae import presets
 from musae_utils.sae.architectures import ARCHITECTURES, SAE, SAEConfig, Sparse
+from musae_utils.sae.metrics import Stability, evaluate, nearest, seed_stability, spliced
 from musae_utils.sae.train import TrainConfig, Trained, train
 
 __all__ = [
@@ -15,8 +16,13 @@ __all__ = [
     "SAE",
     "SAEConfig",
     "Sparse",
+    "Stability",
     "TrainConfig",
     "Trained",
+    "evaluate",
+    "nearest",
     "presets",
+    "seed_stability",
+    "spliced",
     "train",
 ]

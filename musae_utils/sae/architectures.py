@@ -30,7 +30,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +47,7 @@ ARCHITECTURES = (
     "standard", "topk", "batch_topk", "matryoshka", "jumprelu", "gated", "rmsnorm",
 )  # fmt: skip
 K_SPARSE = ("topk", "batch_topk", "matryoshka")
+BATCHED = ("batch_topk", "matryoshka")  # k on average over a batch; a threshold afterwards
 
 
 @dataclass(frozen=True)
@@ -103,6 +103,11 @@ class SAEConfig:
                 )
         elif self.prefixes:
             raise ValueError(f"The architecture {self.architecture!r} has no prefixes.")
+        if self.architecture == "rmsnorm" and self.unit_norm:
+            raise ValueError(
+                "The code of 'rmsnorm' has a fixed length, so its decoder must be free to have "
+                "another: unit_norm is False there."
+            )
 
     @property
     def weights(self) -> int:
@@ -114,7 +119,7 @@ class SAEConfig:
         cls, d_in: int, expansion: float, k: int | None = None, architecture: str = "topk",
         **fields: Any,
     ) -> SAEConfig:  # fmt: skip
-        """A configuration by expansion factor; a matryoshka gets five prefixes.
+        """A configuration by expansion factor, with what else the architecture needs.
 
         Examples
         --------
@@ -124,6 +129,8 @@ class SAEConfig:
         d_sae = round(d_in * expansion)
         if architecture == "matryoshka":
             fields.setdefault("prefixes", _prefixes(d_sae))
+        if architecture == "rmsnorm":
+            fields.setdefault("unit_norm", False)
         return cls(d_in, d_sae, architecture, k, **fields)
 
 
@@ -162,8 +169,8 @@ class SAE(nn.Module):
     W_enc, W_dec : Parameter of shape (n, d)
     b_enc : Parameter of shape (n,)
     b_dec : Parameter of shape (d,)
-    log_threshold : Parameter of shape (n,)
-        ``jumprelu`` only.
+    jump : Parameter of shape (n,)
+        ``jumprelu`` only: each feature's threshold.
     r_mag, b_mag : Parameter of shape (n,)
         ``gated`` only.
     scale : Tensor of shape ()
@@ -202,7 +209,7 @@ class SAE(nn.Module):
         self.b_enc = nn.Parameter(torch.zeros(n))
         self.b_dec = nn.Parameter(torch.zeros(d))
         if config.architecture == "jumprelu":
-            self.log_threshold = nn.Parameter(torch.full((n,), math.log(1e-3)))
+            self.jump = nn.Parameter(torch.zeros(n))
         if config.architecture == "gated":
             self.r_mag = nn.Parameter(torch.zeros(n))
             self.b_mag = nn.Parameter(torch.zeros(n))
@@ -221,7 +228,7 @@ class SAE(nn.Module):
         b_dec: str = "geometric_median",
         tied: bool = True,
         scaled: bool = False,
-        threshold: float = 1e-3,
+        threshold: float = 0.05,
     ) -> None:
         """Draw starting weights.
 
@@ -248,7 +255,7 @@ class SAE(nn.Module):
         self.b_enc.zero_()
         self.b_dec.zero_()
         if self.config.architecture == "jumprelu":
-            self.log_threshold.fill_(math.log(threshold))
+            self.jump.fill_(threshold)
         if x is None:
             return
         x = self._checked(x)
@@ -268,8 +275,9 @@ class SAE(nn.Module):
             said = self.decode(self.encode(x[:512])) * self.scale - self.b_dec
             target = part - self.b_dec
             fit = (said * target).sum() / said.square().sum().clamp_min(1e-12)
-            if self.config.architecture != "rmsnorm":  # whose code has a fixed length
-                self.W_enc.mul_(fit.clamp(1e-3, 1.0))
+            # Shrinking the encoder would not shorten a code of fixed length.
+            matrix = self.W_dec if self.config.architecture == "rmsnorm" else self.W_enc
+            matrix.mul_(fit.clamp(1e-3, 1.0))
 
     # -- the function
 
@@ -305,10 +313,10 @@ class SAE(nn.Module):
         if kind == "topk":
             values, indices = z.topk(self.config.k, dim=-1)
             return torch.zeros_like(z).scatter(-1, indices, values.relu())
-        if kind in ("batch_topk", "matryoshka"):
+        if kind in BATCHED:
             return z * ((z > 0) & (z >= self.threshold))
         if kind == "jumprelu":
-            return z * (z > self.log_threshold.exp())
+            return z * (z > self.jump)
         if kind == "gated":
             return self._magnitude(z) * (z > 0)
         if kind == "rmsnorm":
@@ -357,7 +365,7 @@ class SAE(nn.Module):
     @torch.no_grad()
     def calibrate(self, x: torch.Tensor) -> None:
         """Set `threshold` so that on x, (N, d), k features are active on average."""
-        if self.config.architecture not in ("batch_topk", "matryoshka"):
+        if self.config.architecture not in BATCHED:
             raise ValueError(f"{self.config.architecture!r} has no threshold to calibrate.")
         z = self.pre_activations(x).flatten().relu()
         keep = min(self.config.k * len(x), z.numel())

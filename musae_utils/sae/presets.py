@@ -90,7 +90,7 @@ def nano(
     """
     sparse = architecture in ("topk", "batch_topk", "matryoshka")
     penalties = {"standard": 1.0, "gated": 1.0, "jumprelu": 0.1, "rmsnorm": 0.1}
-    settings: dict[str, Any] = dict(steps=1000, batch_size=2048, lr=1e-3, warmup=50)
+    settings: dict[str, Any] = dict(steps=1000, batch_size=2048, lr=4e-3, warmup=50)
     if not sparse:
         settings |= dict(sparsity=penalties[architecture], sparsity_warmup=200)
     sae = SAEConfig.of(d_in, expansion, k if sparse else None, architecture)

@@ -35,7 +35,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from musae_utils.sae.architectures import K_SPARSE, SAE
+from musae_utils.sae.architectures import BATCHED, K_SPARSE, SAE
 
 if TYPE_CHECKING:
     from musae_utils.sae.train import TrainConfig
@@ -153,9 +153,7 @@ class Step:
         return loss.detach(), *(g.float() for g in gradients)
 
     def _autocast(self):
-        return torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.precision == "bf16"
-        )
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
 
     def _rates(self, rate: float) -> tuple[float, float]:
         """Adam's rate over its first bias correction, and the inverse root of its second."""
@@ -229,31 +227,48 @@ class DenseStep(Step):
 
     def __init__(self, sae: SAE, config: TrainConfig, precision: str) -> None:
         super().__init__(sae, config, precision)
-        self.adam = torch.optim.Adam(sae.parameters(), lr=0.0, betas=config.betas, eps=config.eps)
+        self.adam = torch.optim.Adam(
+            sae.parameters(), lr=0.0, betas=config.betas, eps=config.eps, fused=True
+        )
 
     def __call__(self, x: torch.Tensor, rate: float, penalty: float = 0.0) -> Measured:
         sae, config = self.sae, self.sae.config
-        target = x * sae.scale
-        with self._autocast():
-            loss, f, said = self._objective(target, penalty)
-        mse = float((said.detach() - target).square().sum(-1).mean())
+        total = mse = l0 = 0.0
+        smallest, active = None, torch.zeros_like(self.since, dtype=torch.bool)
         dead = self.dead.nonzero()[:, 0]
-        extra = None
+        helped = 0
         if config.architecture in K_SPARSE and self.config.auxiliary and len(dead):
-            rows = self._auxiliary_rows(len(dead), len(x))
-            inputs = target - sae.b_dec if config.apply_b_dec_to_input else target
-            residual = (target - said)[:rows].detach()
-            more, *extra = self._auxiliary(inputs[:rows].detach(), residual, dead)
-            total = float(loss) + float(more)
-        else:
-            total = loss.item()
+            helped = self._auxiliary_rows(len(dead), len(x))
+        inputs, residual = [], []
+        self.adam.zero_grad()
+        # A part at a time fits a processor's cache; the k B largest of a batch need it whole.
+        whole = config.architecture in BATCHED or self.device.type != "cpu"
+        for part in x.split(len(x) if whole else ROWS // 2):
+            target = part * sae.scale
+            with self._autocast():
+                loss, f, said = self._objective(target, penalty)
+            (loss * (len(part) / len(x))).backward()
+            f, error = f.detach(), target - said.detach()
+            total += loss.item() * len(part) / len(x)
+            mse += _square(error).item() * len(part) / len(x)
+            on = f > 0
+            l0 += on.sum().item() / len(x)
+            active |= on.any(0)
+            if config.architecture in BATCHED and on.any():
+                smallest = f[on].min()
+            if sum(map(len, inputs)) < helped:
+                inputs.append(target - config.apply_b_dec_to_input * sae.b_dec.detach())
+                residual.append(error)
+        if helped:
+            more, *extra = self._auxiliary(
+                torch.cat(inputs)[:helped], torch.cat(residual)[:helped], dead
+            )
+            total += more.item()
+            for p, g in zip((sae.W_enc, sae.W_dec, sae.b_enc), extra, strict=True):
+                p.grad[dead] += g
         if not np.isfinite(total):
             raise Diverged
         self.done += 1
-        loss.backward()
-        if extra:
-            for p, g in zip((sae.W_enc, sae.W_dec, sae.b_enc), extra, strict=True):
-                p.grad[dead] += g
         with torch.no_grad():
             if config.unit_norm:
                 along = (sae.W_dec.grad * sae.W_dec).sum(1, keepdim=True)
@@ -261,16 +276,14 @@ class DenseStep(Step):
             for group in self.adam.param_groups:
                 group["lr"] = rate
             self.adam.step()
-            self.adam.zero_grad()
             if config.unit_norm:
                 sae.W_dec.copy_(F.normalize(sae.W_dec, dim=1))
-            active = f.detach() > 0
-            self._saw(active.any(0), len(x))
-            if config.architecture in ("batch_topk", "matryoshka") and active.any():
-                smallest = f.detach()[active].min()
-                weight = THRESHOLD_RATE if self.done > 1 else 1.0
-                sae.threshold.lerp_(smallest, weight)
-        return Measured(total, mse, float(active.sum()) / len(x))
+            if config.architecture == "jumprelu":
+                sae.jump.clamp_(min=0)
+            self._saw(active, len(x))
+            if smallest is not None:
+                sae.threshold.lerp_(smallest, THRESHOLD_RATE if self.done > 1 else 1.0)
+        return Measured(total, mse, l0)
 
     def _objective(self, target: torch.Tensor, penalty: float):
         """Loss a sample, activations (B, n), reconstruction (B, d), for scaled activations."""
@@ -280,10 +293,10 @@ class DenseStep(Step):
         z = F.linear(inputs, sae.W_enc).float() + sae.b_enc
         if kind == "topk":
             f = sae.activate(z)
-        elif kind in ("batch_topk", "matryoshka"):
+        elif kind in BATCHED:
             f = batch_top_k(z, config.k)
         elif kind == "jumprelu":
-            f = _Jump.apply(z, sae.log_threshold.exp(), self.config.bandwidth)
+            f = _Jump.apply(z, sae.jump, self.config.bandwidth)
         else:
             f = sae.activate(z)
         if kind == "matryoshka":
@@ -303,7 +316,7 @@ class DenseStep(Step):
         elif kind == "jumprelu" and self.config.penalty == "tanh":
             loss = loss + penalty * torch.tanh(4 * f * lengths).sum(-1).mean()
         elif kind == "jumprelu":
-            over = _Over.apply(z, sae.log_threshold.exp(), self.config.bandwidth)
+            over = _Over.apply(z, sae.jump, self.config.bandwidth)
             loss = loss + penalty * over.sum(-1).mean()
         elif kind == "gated":
             gate = z.relu()
@@ -725,7 +738,9 @@ class TorchSparseStep(Step):
         if groups == 1:
             by_decoder = summed(errors[0], value) * half
         else:
-            group = torch.searchsorted(torch.tensor(prefixes, device=x.device), features, right=True)
+            group = torch.searchsorted(
+                torch.tensor(prefixes, device=x.device), features, right=True
+            )
             by_decoder = torch.zeros_like(by_encoder)
             for g in range(groups):
                 by_decoder[group == g] = summed(errors[g], value)[group == g] * half / groups

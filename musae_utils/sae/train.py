@@ -78,9 +78,9 @@ class TrainConfig:
     """Steps in which λ rises linearly from 0."""
     penalty: str = "l0"
     """``jumprelu``: "l0", or "tanh" of four times the activation."""
-    bandwidth: float = 1e-2
+    bandwidth: float = 0.05
     """``jumprelu``: width of the pseudo-derivative around a threshold, in scaled units."""
-    threshold: float = 1e-2
+    threshold: float = 0.05
     """``jumprelu``: first threshold."""
     auxiliary: float = 1 / 32
     """Weight of the auxiliary loss of dead features; k-sparse architectures only."""
