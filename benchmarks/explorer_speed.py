@@ -5,8 +5,8 @@
 The site is published from made-up features with the sizes of real ones (120 concepts, eight clips
 each with a curve) into a temporary folder and opened as a file. Times are what a reader waits:
 
-- ``atlas.explorer_open``: from asking for the page until the first lines of the list and the map
-  are on the screen, in a fresh browser context, in seconds;
+- ``atlas.explorer_open``: from asking for the page until the list is on the screen, in a fresh
+  browser context, in seconds;
 - ``atlas.explorer_search``: from a key in the search field until the new list is on the screen, in
   milliseconds, over several searches of all features;
 - ``atlas.explorer_feature``: from a click until a feature's curves are there, its part of the data

@@ -298,7 +298,7 @@ def test_a_static_host_serves_it_too(browser, site):  # noqa: F811
 def test_the_map_opens_what_is_clicked(browser, site):  # noqa: F811
     tab, wrong = opened(browser, site, viewport={"width": 1440, "height": 900})
     tab.uncheck("#kept")
-    tab.wait_for_timeout(100)
+    tab.wait_for_timeout(400)  # the map is drawn when the list is
     index = index_of(site)["layers"][0]
     i = index["ids"].index(DRUM)
     canvas = tab.locator("#map")

@@ -3,11 +3,11 @@
 // calls musaeIndex once, data/<layer>-<part>.js calls musaePart when a feature of it is first wanted.
 (() => {
   const { html, share } = musaeFeature;
-  const PAGE = 100;  // lines of the list at once
+  const PAGE = 60;  // lines of the list at once
   const COLOURS = ["#0072b2", "#e69f00", "#009e73", "#cc79a7", "#d55e00", "#56b4e9", "#8c6d31", "#7b5ea7"];
   const $ = (id) => document.getElementById(id);
   const parts = {};  // "layer/part": { cards, waiting }
-  let atlas, features, shown = [], drawn = 0, current = null, dots = [];
+  let atlas, features, shown = [], drawn = 0, current = null, dots = [], painting = 0;
 
   // -- the data
 
@@ -104,7 +104,8 @@
     $("count").textContent = n ? `${n.toLocaleString("en")} of ${features.length.toLocaleString("en")} features`
       : "No feature fits: loosen a filter or search for something else.";
     document.documentElement.dataset.searchMs = (performance.now() - begun).toFixed(1);
-    requestAnimationFrame(paint);
+    clearTimeout(painting);  // the map may wait until the typing stops
+    painting = setTimeout(paint, 120);
   };
 
   // -- the map
@@ -134,7 +135,11 @@
       draw.fill();
       return [x, y];
     };
-    here.filter((f) => !visible.has(f)).forEach((f) => dot(f, faint, 1.25));
+    draw.fillStyle = faint;
+    here.filter((f) => !visible.has(f)).forEach((f) => {
+      const [x, y] = place(f);
+      draw.fillRect(x - 1, y - 1, 2, 2);
+    });
     here.filter((f) => visible.has(f)).forEach((f) => {
       const g = f.first >= 0 ? groups.indexOf(atlas.concepts[f.first][2]) : -1;
       const colour = g < 0 ? muted : COLOURS[Math.min(g, COLOURS.length - 1)];
