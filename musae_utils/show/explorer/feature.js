@@ -9,7 +9,7 @@
       .map((c) => c.charCodeAt(0) - FIRST);
     const html = (text) => String(text ?? "").replace(/[&<>"']/g, (c) => `&#${c.charCodeAt(0)};`);
     const short = (x) => Number(Number(x).toPrecision(3)).toLocaleString("en");
-    const share = (x) => (x > 0 ? `${Number((100 * x).toPrecision(2))} %` : "0");
+    const share = (x) => (x > 0 ? `${Number((100 * x).toPrecision(2))}\u00a0%` : "0");
     const KINDS = {
       top: ["Strongest", "by mean activation over the clip, each of another composition"],
       middle: ["Middling", "about half as strong"],
