@@ -42,7 +42,6 @@ if TYPE_CHECKING:
 
 ROWS = 512  # samples whose pre-activations exist at a time: they stay in the processor's cache
 RANGE = 1 << 19  # weights updated at a time: their gradient stays in cache, too
-THRESHOLD_RATE = 0.01  # of the moving average that becomes the inference threshold
 AUXILIARY_SHARE = 0.25  # of the encoder product's cost, at most
 
 
@@ -90,6 +89,8 @@ class Step:
         self.sae, self.config, self.precision = sae, config, precision
         self.device = sae.W_enc.device
         self.done = 0
+        # The inference threshold averages over a tenth of the training, at most 100 steps.
+        self.threshold_rate = min(1.0, max(0.01, 10 / config.steps))
         self.since = torch.zeros(sae.config.d_sae, dtype=torch.int64, device=self.device)
 
     def __call__(self, x: torch.Tensor, rate: float, penalty: float = 0.0) -> Measured:
@@ -117,6 +118,9 @@ class Step:
     def _saw(self, active: torch.Tensor, samples: int) -> None:
         self.since += samples
         self.since[active] = 0
+
+    def _set_threshold(self, smallest: torch.Tensor) -> None:
+        self.sae.threshold.lerp_(smallest, self.threshold_rate if self.done > 1 else 1.0)
 
     def _auxiliary_rows(self, n_dead: int, batch: int) -> int:
         """Samples that the auxiliary loss is taken over: five products with the dead features."""
@@ -282,7 +286,7 @@ class DenseStep(Step):
                 sae.jump.clamp_(min=0)
             self._saw(active, len(x))
             if smallest is not None:
-                sae.threshold.lerp_(smallest, THRESHOLD_RATE if self.done > 1 else 1.0)
+                self._set_threshold(smallest)
         return Measured(total, mse, l0)
 
     def _objective(self, target: torch.Tensor, penalty: float):
@@ -516,8 +520,7 @@ class SparseStep(Step):
         self._move_b_dec(torch.from_numpy(gradient), step_rate, correction)
         self._saw(torch.from_numpy(begin[1:] > begin[:-1]), batch)
         if smallest is not None:
-            weight = THRESHOLD_RATE if self.done > 1 else 1.0
-            sae.threshold.lerp_(torch.tensor(float(smallest)), weight)
+            self._set_threshold(torch.tensor(float(smallest)))
         return Measured(float(total), float(mse), float(begin[-1]) / batch)
 
     @torch.no_grad()
@@ -600,7 +603,7 @@ class SparseStep(Step):
         loss, *by = self._auxiliary(inputs.floats()[:rows], residual, dead)
         encoder, decoder, bias = (g.numpy() for g in by)
         extra = self.dead.numpy(), np.zeros(self.sae.config.d_sae, np.float32)
-        extra[1][dead] = bias
+        extra[1][dead.numpy()] = bias
         return float(loss), (dead.numpy(), encoder, decoder), extra
 
     def state(self) -> dict[str, torch.Tensor]:
@@ -774,7 +777,7 @@ class TorchSparseStep(Step):
         fired[index] = True
         self._saw(fired, batch)
         if smallest is not None:
-            sae.threshold.lerp_(smallest, THRESHOLD_RATE if self.done > 1 else 1.0)
+            self._set_threshold(smallest)
         return Measured(total, mse, len(index) / batch)
 
     def _adam(self, name: str, rows, gradient: torch.Tensor, rate: float) -> None:

@@ -40,7 +40,7 @@ from musae_utils.sae.architectures import (
 )
 from musae_utils.sae.steps import DenseStep, Diverged, bfloat16_pays, step_for
 
-FIRST = 4096  # samples, at least, that b_dec and scale are taken from
+FIRST = 4096  # samples that b_dec and scale are taken from, where there are as many
 CHECKPOINT = "checkpoint.safetensors"
 
 Data = torch.Tensor | np.ndarray | Iterable[torch.Tensor] | Callable[[int], Iterable[torch.Tensor]]
@@ -306,14 +306,14 @@ class _Session:
         if run is not None and self._resume(run):
             return
         batches = self._batches()
+        last = max(config.steps for config in self.configs.values())
+        some = next(iter(self.configs.values()))
         if not self.steppers:
-            first = list(_some(batches, FIRST))
+            first = list(_some(batches, min(FIRST, last * some.batch_size)))
             if not first:
                 raise ValueError("There are no activations to train on: the data are empty.")
             self._begin(torch.cat(first))
             batches = itertools.chain(first, batches)
-        last = max(config.steps for config in self.configs.values())
-        some = next(iter(self.configs.values()))
         bar = tqdm(
             total=last * some.batch_size, initial=self.step * some.batch_size, unit="act",
             unit_scale=True, desc="training", disable=not progress, mininterval=0.5,
@@ -344,8 +344,9 @@ class _Session:
         """Starting weights, from the first activations."""
         for name, config in self.configs.items():
             sae = self._new(name, config)
+            seen = x[: config.steps * config.batch_size].cpu()
             sae.initialise(
-                torch.Generator().manual_seed(config.seed), x.cpu(), config.b_dec, config.tied,
+                torch.Generator().manual_seed(config.seed), seen, config.b_dec, config.tied,
                 config.scaled, config.threshold,
             )  # fmt: skip
             self._add(name, sae.to(self.device))

@@ -273,6 +273,26 @@ def test_the_fast_step_is_chosen_where_it_fits():
     assert type(steps.step_for(SAE(config.sae), config, "fp32", reference=True)) is DenseStep
 
 
+@pytest.mark.parametrize("kind", [DenseStep, SparseStep, TorchSparseStep])
+def test_the_auxiliary_loss_revives_features(kind):
+    """Features that hear too little to win against others are dead, unless they are helped."""
+    generator = torch.Generator().manual_seed(0)
+    f = torch.rand(100, 128, 24, generator=generator)
+    data = (f + 0.5) * (torch.rand(f.shape, generator=generator) < 0.12)
+    found = {}
+    for weight in (0.0, 1 / 32):
+        config = settings_for(d=24, expansion=2, dead_after=200, auxiliary=weight)
+        step = begun(config, data[0], kind)
+        step.sae.W_enc.data[8:] *= 0.02
+        if isinstance(step, SparseStep):
+            step._refresh()
+        for x in data:
+            seen = step(x, 1e-2)
+        found[weight] = int(step.dead.sum()), seen.mse
+    assert found[0.0][0] > 15
+    assert found[1 / 32][0] < 0.6 * found[0.0][0] and found[1 / 32][1] < 0.95 * found[0.0][1]
+
+
 # -- penalties -----------------------------------------------------------------------------------
 
 
