@@ -20,8 +20,9 @@ from musae_utils.models.nano_data import SECONDS, SHARD, audio_shard, training_c
 from musae_utils.models.training import arguments, fit, optimisers
 from musae_utils.runs import atomic_path
 
-SHORT = (6, 500)  # rows and frames of most steps: 10 s
-LONG, LONG_EVERY = (2, 1500), 4  # every fourth step sees whole 30 s clips: form and returns
+# Rows and frames of the steps, in turn: 30 s for form and returns, 10 s, and many of 3 s, since a
+# prompt says something about the first seconds and little about what goes on from there.
+SHAPES = ((2, 1500), (20, 150), (6, 500), (20, 150))
 FROM_THE_START = 0.5  # share of short rows that begin where the piece begins
 MUON_RATE, ADAM_RATE, WARMUP = 0.02, 3e-3, 100
 SAVE_EVERY = 250  # steps
@@ -126,7 +127,7 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> No
 
     def losses(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([seed, step])
-        codes, prompts = pieces.batch(rng, *(LONG if step % LONG_EVERY == 0 else SHORT))
+        codes, prompts = pieces.batch(rng, *SHAPES[step % len(SHAPES)])
         with torch.autocast("cpu", torch.bfloat16), plain_attention():
             nats = cross_entropies(lm, codes, prompts)
         return (nats * weights).sum(), nats
@@ -134,7 +135,7 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> No
     matrices = (p for p in lm.transformer.parameters() if p.ndim == 2)
     movers = optimisers(matrices, lm, MUON_RATE, ADAM_RATE)
     learnt = fit("lm", lm, movers, losses, steps, folder / "lm.pt", WARMUP, SAVE_EVERY)
-    recipe = {"steps": steps, "short": SHORT, "long": LONG, "muon_rate": MUON_RATE,
+    recipe = {"steps": steps, "shapes": SHAPES, "muon_rate": MUON_RATE,
               "adam_rate": ADAM_RATE, "codebook_weights": CODEBOOK_WEIGHTS, "seed": seed,
               "clips": shards * SHARD, **learnt}  # fmt: skip
     architecture = LM | {"vocabulary": list(VOCABULARY)}

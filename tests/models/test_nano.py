@@ -137,7 +137,7 @@ def test_a_killed_codec_training_ends_with_the_same_weights(tmp_path, monkeypatc
 
 
 def test_a_killed_lm_training_ends_with_the_same_weights(tmp_path, monkeypatch):
-    for name, value in {"SHORT": (2, 20), "LONG": (1, 40), "SAVE_EVERY": 2}.items():
+    for name, value in {"SHAPES": ((1, 40), (2, 20)), "SAVE_EVERY": 2}.items():
         monkeypatch.setattr(train_lm, name, value)
     for name, value in {"dim": 32, "heads": 2, "layers": 1}.items():
         monkeypatch.setitem(nano.LM, name, value)
