@@ -169,7 +169,8 @@ def test_searching_filtering_and_sorting(browser, site, atlases):  # noqa: F811
     tab, wrong = opened(browser, site)
     first = atlases[0]
     count = lambda: tab.locator("#count").inner_text()  # noqa: E731
-    settle = lambda: tab.evaluate("() => new Promise((r) => setTimeout(r, 60))")  # noqa: E731
+    frames = "() => new Promise((r) => requestAnimationFrame(() => requestAnimationFrame(r)))"
+    settle = lambda: tab.evaluate(frames)  # noqa: E731  (the list is made in the next frame)
     total = sum(int(atlas.fires.sum()) for atlas in atlases)
     kept = sum(int(atlas.kept().sum()) for atlas in atlases)
     assert count() == f"{kept} of {total} features"
