@@ -30,12 +30,19 @@ def config_for(architecture="topk", steps=12, **changes):
 def activations(n=1000, d=16, seed=0):
     generator = torch.Generator().manual_seed(seed)
     directions = torch.nn.functional.normalize(torch.randn(3 * d, d, generator=generator), dim=1)
-    f = torch.rand(n, 3 * d, generator=generator) * (torch.rand(n, 3 * d, generator=generator) < 0.1)
+    f = torch.rand(n, 3 * d, generator=generator)
+    f = f * (torch.rand(n, 3 * d, generator=generator) < 0.1)
     return 5 * f @ directions + 1
 
 
 def quietly(*args, **kwargs):
     return train(*args, progress=False, **kwargs)
+
+
+def at(step):
+    """Says stop before this step."""
+    asked = iter(range(1000))
+    return lambda: next(asked) == step
 
 
 def same(a, b):
@@ -126,10 +133,7 @@ def test_a_stopped_training_goes_on_to_the_same_weights(architecture, tmp_path):
     whole = quietly(sweep, activations(), tmp_path / "whole", log_every=2)
     for stop_at in (1, 7):
         folder = tmp_path / f"stopped-{stop_at}"
-        asked = iter(range(100))
-        halted = quietly(
-            sweep, activations(), folder, log_every=2, stop=lambda: next(asked) == stop_at
-        )
+        halted = quietly(sweep, activations(), folder, log_every=2, stop=at(stop_at))
         assert {r.ended for r in halted.values()} == {"stopped"}
         assert {r.steps for r in halted.values()} == {stop_at}
         assert SAE.load(folder / "a.safetensors").provenance["ended"] == "stopped"
@@ -187,8 +191,7 @@ def test_an_interrupt_keeps_what_was_reached(tmp_path):
 
 
 def test_a_damaged_checkpoint_is_named(tmp_path):
-    asked = iter(range(100))
-    quietly(config_for(), activations(), tmp_path, stop=lambda: next(asked) == 3)
+    quietly(config_for(), activations(), tmp_path, stop=at(3))
     path = tmp_path / CHECKPOINT
     content = bytearray(path.read_bytes())
     content[-5] ^= 1
