@@ -168,9 +168,7 @@ def main() -> None:
     parser.add_argument("--json", help="write the entries to this file")
     arguments = parser.parse_args()
     peers = load_peers(arguments.peers) if arguments.peers else None
-    entries = measure(
-        arguments.shape, arguments.pairs, arguments.batch, peers, arguments.device
-    )
+    entries = measure(arguments.shape, arguments.pairs, arguments.batch, peers, arguments.device)
     for e in entries:
         print(
             f"{e['name']:32} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}]  "

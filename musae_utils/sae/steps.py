@@ -25,6 +25,7 @@ autocast; sums, weights and moments are float32. With ``precision="fp32"`` nothi
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
@@ -417,7 +418,7 @@ class SparseStep(Step):
         if not self.packed:
             for rows, weights in zip(self.read, (self.encoder, self.decoder), strict=True):
                 rows.array, rows.tensor = weights, torch.from_numpy(weights)
-        self.threads = _Threads(torch.get_num_threads())
+        self.threads = _threads(torch.get_num_threads())
         self.rows = ROWS if self.threads.pool is None else ROWS // 4
         self._buffers: dict[str, tuple] = {}
         self._refresh()
@@ -533,12 +534,12 @@ class SparseStep(Step):
 
     def _product(self, inputs: _Rows, first: int, last: int) -> np.ndarray:
         """Pre-activations without bias of some samples: float32, or the bits of bfloat16."""
-        mine = vars(self.threads.local)
-        if "product" not in mine:
-            dtype = torch.bfloat16 if self.packed else torch.float32
-            out = torch.empty(self.rows, self.sae.config.d_sae, dtype=dtype)
-            mine["product"] = out, (out.view(torch.uint16) if self.packed else out).numpy()
-        out, array = mine["product"]
+        mine, shape = vars(self.threads.local), (self.rows, self.sae.config.d_sae)
+        name = f"{shape} {self.packed}"
+        if name not in mine:
+            out = torch.empty(shape, dtype=torch.bfloat16 if self.packed else torch.float32)
+            mine[name] = out, (out.view(torch.uint16) if self.packed else out).numpy()
+        out, array = mine[name]
         torch.mm(inputs.tensor[first:last], self.read[0].tensor.T, out=out[: last - first])
         return array[: last - first]
 
@@ -631,9 +632,7 @@ class _Threads:
     """
 
     def __init__(self, count: int) -> None:
-        import threading
-
-        self.local = threading.local()
+        self.local = threading.local()  # memory of each thread
         self.pool = None
         if count > 1:
             self.pool = ThreadPoolExecutor(count, initializer=torch.set_num_threads, initargs=(1,))
@@ -647,6 +646,9 @@ class _Threads:
         else:
             for done in [self.pool.submit(function, *one) for one in ranges]:
                 done.result()
+
+
+_threads = cache(_Threads)  # shared by the SAEs of a sweep
 
 
 # -- sparse, anywhere ------------------------------------------------------------------------------

@@ -183,9 +183,7 @@ def test_features_chosen_in_bfloat16_are_those_of_the_product_in_bfloat16():
     sae = step.sae
     inputs = _Rows(700, 32, packed=True)
     chunks = [(0, 512), (512, 700)]
-    _, index, value, _ = step._select(
-        x.numpy(), np.float32(sae.scale), step.b_dec, inputs, chunks
-    )
+    _, index, value, _ = step._select(x.numpy(), np.float32(sae.scale), step.b_dec, inputs, chunks)
     product = torch.mm(inputs.tensor, step.read[0].tensor.T).float() + sae.b_enc.detach()
     wanted = product.topk(8).values.relu().sort(1).values
     torch.testing.assert_close(
