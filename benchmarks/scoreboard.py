@@ -476,9 +476,10 @@ def _sources() -> str:
     import hashlib
 
     package = ROOT / "musae_utils"
-    files = [Path(__file__), *sorted((package / "music").glob("*.py"))]
-    files += [package / "models" / "quality.py"]
-    files += [package / name for name in ("stats.py", "probes.py", "trace.py")]
+    files = [Path(__file__), package / "models" / "quality.py"]
+    files += [package / name for name in ("stats.py", "trace.py")]
+    for folder in ("music", "probes"):
+        files += sorted((package / folder).glob("*.py"))
     digest = hashlib.sha256()
     for file in files:
         digest.update(file.read_bytes())
