@@ -85,12 +85,12 @@ def nano(
 
     Examples
     --------
-    >>> nano().sae
-    SAEConfig(d_in=256, d_sae=4096, architecture='topk', k=32, prefixes=(), ...
+    >>> nano().sae  # doctest: +ELLIPSIS
+    SAEConfig(d_in=256, d_sae=4096, architecture='topk', k=32, ...)
     """
     sparse = architecture in ("topk", "batch_topk", "matryoshka")
-    penalties = {"standard": 1.0, "gated": 1.0, "jumprelu": 0.1, "rmsnorm": 0.1}
-    settings: dict[str, Any] = dict(steps=1000, batch_size=2048, lr=4e-3, warmup=50)
+    penalties = {"standard": 4.5, "gated": 7.0, "jumprelu": 2.2, "rmsnorm": 2.3}
+    settings: dict[str, Any] = dict(steps=1000, batch_size=2048, lr=3e-3, warmup=50)
     if not sparse:
         settings |= dict(sparsity=penalties[architecture], sparsity_warmup=200)
     sae = SAEConfig.of(d_in, expansion, k if sparse else None, architecture)

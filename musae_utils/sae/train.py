@@ -525,8 +525,8 @@ def _endless(data: Data, size: int, order: int, skip: int) -> Iterator[torch.Ten
             )
         a_pass = max(1, len(data) // size)
         for number in itertools.count(skip // a_pass):
-            generator = torch.Generator().manual_seed(hash((order, number)) % 2**63)
-            shuffled = torch.randperm(len(data), generator=generator)
+            rng = np.random.default_rng([order, number])
+            shuffled = torch.from_numpy(rng.permutation(len(data)))
             for i in range(skip % a_pass if number == skip // a_pass else 0, a_pass):
                 yield data[shuffled[i * size : (i + 1) * size]]
     again = callable(data)
