@@ -6,6 +6,9 @@ One folder, ``_build/``, takes everything::
     source/PROFILE-MODEL/     what jupyter-book reads: ``book/``, executed chapters, status page
     html/                     the site, which works from the file system and without a network
 
+What a chapter writes into ``notebooks/pages/NAME`` (the feature explorer) goes along with it and is
+found beside its page.
+
 A chapter is run again only when something that can change its result did: its own source, its
 parameters, the package, ``data/`` or the lock file. A chapter that fails does not stop the others.
 """
@@ -18,6 +21,7 @@ import json
 import logging
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -38,6 +42,7 @@ PROFILES = ("smoke", "full")
 GENERATED = "book/status"  # the only page in the table of contents that no file stands behind
 TIMES = "<!-- chapters -->"  # in book/intro.md: where the list of chapters goes
 QUOTE = ("<!-- scoreboard: begin -->", "<!-- scoreboard: end -->")  # in README.md
+PAGES = "pages"  # notebooks/pages/NAME: pages that a chapter writes for readers to open
 NO_STATIC_FORM = re.compile(r"application/vnd\.(jupyter\.widget-view|plotly|bokeh|vega)")
 
 
@@ -289,6 +294,8 @@ def execute(chapter: Chapter, run: runs.Run) -> None:
     logging.getLogger("papermill").setLevel(logging.ERROR)
     os.environ.setdefault("PYDEVD_DISABLE_FILE_VALIDATION", "1")
     partial = run.folder / f".{chapter.name}.partial.ipynb"  # papermill writes after each cell
+    pages = chapter.path.parent / PAGES / chapter.name
+    shutil.rmtree(pages, ignore_errors=True)
     begun, error = time.monotonic(), None
     try:
         with warnings.catch_warnings():
@@ -319,6 +326,10 @@ def execute(chapter: Chapter, run: runs.Run) -> None:
         "parameters": chapter.parameters,
         "error": error,
     }
+    kept = run.folder / PAGES / chapter.name
+    shutil.rmtree(kept, ignore_errors=True)
+    if pages.is_dir():
+        shutil.copytree(pages, kept)
     if partial.exists():
         run.save(chapter.path.name, partial.read_bytes())
         partial.unlink()
@@ -641,6 +652,10 @@ def make_book(
         about = f"Built on {today} in the `{profile}` profile with the model `{Path(model).name}`."
         stage(root, out / "source" / name, chapters, run, about)
         build_site(out / "source" / name, out)
+        pages = out / "html" / "notebooks" / PAGES
+        shutil.rmtree(pages, ignore_errors=True)
+        if (run.folder / PAGES).is_dir():
+            shutil.copytree(run.folder / PAGES, pages)
         print(f"Built in {_clock(time.monotonic() - begun)}.")
     return failed
 
