@@ -12,6 +12,7 @@ from scipy import sparse
 
 from musae_utils import features, runs
 from musae_utils.features import FeatureAtlas, encode
+from musae_utils.features import atlas as inside
 from musae_utils.music import concepts
 
 relaxed = settings(deadline=None, max_examples=30)
@@ -49,7 +50,7 @@ def test_dense_and_sparse_coders_say_the_same_in_any_chunks(store, codes, monkey
     x = store[POINT][:]
     expected = TopK(dense=True).encode(x).numpy()
     np.testing.assert_array_equal(codes.toarray(), expected)
-    monkeypatch.setattr(features, "DENSE", 1000)  # a few rows at a time
+    monkeypatch.setattr(inside, "DENSE", 1000)  # a few rows at a time
     for dense in (False, True):
         again = encode(TopK(dense=dense), store)
         np.testing.assert_array_equal(again.toarray(), expected)
@@ -68,7 +69,7 @@ def test_statistics_are_those_of_the_dense_array(store, codes, atlas):
         active = x[fires[:, f], f]
         if len(active):
             assert atlas.mean[f] == pytest.approx(active.mean(), rel=1e-5)
-            expected = np.quantile(active, features.QUANTILES)
+            expected = np.quantile(active, inside.QUANTILES)
             np.testing.assert_allclose(atlas.quantiles[f], expected, rtol=1e-5)
         else:
             assert atlas.mean[f] == atlas.peak[f] == 0 and not atlas.quantiles[f].any()
@@ -80,7 +81,7 @@ def test_features_that_never_fire_are_listed_and_nothing_else(atlas):
     dead = np.flatnonzero(~atlas.fires)
     assert len(atlas) - 1 in dead and len(dead) < len(atlas) / 2
     assert not atlas.kept()[dead].any()
-    assert (atlas.examples[dead, : -features.SILENT] == -1).all()
+    assert (atlas.examples[dead, : -inside.SILENT] == -1).all()
     assert not atlas.curves[dead].any() and np.isnan(atlas.place[dead]).all()
     for which, how in (atlas.neighbours, atlas.partners):
         assert not np.isin(which, dead).any()
@@ -174,8 +175,8 @@ def test_strongest_partners_are_those_of_the_dense_correlation(seed, n, m):
         r = dense_correlation(a, other)
         if same:
             np.fill_diagonal(r, 0)
-        which, how = features._strongest(sparse.csr_array(a), sparse.csr_array(other), same)
-        expected = -np.sort(-r.clip(min=0), axis=1)[:, : features.PARTNERS]
+        which, how = inside._strongest(sparse.csr_array(a), sparse.csr_array(other), same)
+        expected = -np.sort(-r.clip(min=0), axis=1)[:, : inside.PARTNERS]
         np.testing.assert_allclose(how[:, : expected.shape[1]], expected, atol=1e-6)
         for f, partners in enumerate(which):
             there = partners >= 0
@@ -189,7 +190,7 @@ def test_neighbours_have_the_highest_cosine(atlas):
     np.fill_diagonal(cosine, 0)
     cosine[:, ~atlas.fires] = 0
     how = atlas.neighbours[1]
-    expected = -np.sort(-cosine.clip(min=0), axis=1)[:, : features.PARTNERS]
+    expected = -np.sort(-cosine.clip(min=0), axis=1)[:, : inside.PARTNERS]
     np.testing.assert_allclose(how, expected, atol=1e-6)
 
 
@@ -224,9 +225,9 @@ def test_planted_concepts_are_found_on_one_half_and_hold_on_the_other(atlas, sto
     assert sum(name.startswith("chord root") for name in best.index) >= 4
     assert best.loc["drums: yes", "feature"] == 24 and best.loc["drums: yes", "auc"] == 1
     told = atlas.follows(24)
-    assert set(told["level"]) == {"frame", "clip"} and (told["found"] >= features.WORTH).all()
+    assert set(told["level"]) == {"frame", "clip"} and (told["found"] >= inside.WORTH).all()
     least = atlas.concepts["clip"].least
-    assert (least >= features.WORTH).all() and (least <= 1).all() and least.max() > 0.9
+    assert (least >= inside.WORTH).all() and (least <= 1).all() and least.max() > 0.9
     assert told["concept"].iloc[0] == "onset: drum"
     # Noise may look like something where it was found; elsewhere it is nothing.
     noise = atlas.concepts["clip"].scored[25:32]
@@ -289,7 +290,7 @@ def test_saved_and_loaded_it_is_the_same(atlas, store, tmp_path):
         folder = one.save(tmp_path / name)
         again = FeatureAtlas.load(folder)
         assert repr(again) == repr(one) and again.kinds == one.kinds and again.clips == one.clips
-        for key in features.ARRAYS:
+        for key in inside.ARRAYS:
             np.testing.assert_array_equal(getattr(again, key), getattr(one, key))
         assert again.matches.keys() == one.matches.keys()
         for level, followed in one.concepts.items():
