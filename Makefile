@@ -15,7 +15,7 @@ ARGS    ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test test-fast lab nano scoreboard lint lock clean
+.PHONY: help env book test test-fast lab nano scoreboard peers lint lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -58,19 +58,32 @@ scoreboard: $(READY) ## recompute every headline figure, quoted in README.md: AR
 	@$(PY) benchmarks/scoreboard.py $(ARGS)
 	@$(PY) -m musae_utils.book --quote
 
+peers: .venv-peers/.ready ## SAE training against sae-lens, dictionary_learning, sparsify, Overcomplete
+	@$(PY) -m musae_utils.activations runs/sae_peers/train --clips 400
+	@$(PY) -m musae_utils.activations runs/sae_peers/held_out --clips 60 --split test --seed 50000
+	@PYTHONPATH=. .venv-peers/bin/python benchmarks/sae_peers.py $(ARGS)
+
+.venv-peers/.ready: benchmarks/peers/requirements.lock $(READY)
+	$(PY) -m venv --clear .venv-peers
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check torch==$(TORCH)
+	.venv-peers/bin/pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers/requirements.lock
+	@touch $@
+
 lint: $(READY) ## ruff, and no outputs in committed notebooks
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
 	@set -- notebooks/*.ipynb; [ ! -e "$$1" ] || $(BIN)/nbstripout --verify \
 	  --extra-keys "metadata.papermill cell.metadata.papermill" "$$@"
 
-lock: ## compile requirements.in into requirements.lock, for all platforms
+lock: ## compile requirements.in into requirements.lock, for all platforms; the peers' likewise
 	@tmp=$$(mktemp -d) && trap 'rm -rf "$$tmp"' EXIT && \
 	$(PYTHON) -m venv "$$tmp/uv" && "$$tmp/uv/bin/pip" install --quiet uv && \
-	"$$tmp/uv/bin/uv" pip compile --quiet --universal --python-version 3.11 --override overrides.txt \
-	  --no-emit-package torch --no-header --no-emit-index-url --no-emit-find-links \
-	  requirements.in -o "$$tmp/lock" && \
-	awk "/sys_platform == 'never'/ {skip = 1; next} /^ / && skip {next} {skip = 0; print}" \
-	  "$$tmp/lock" > "$$tmp/kept" && mv "$$tmp/kept" requirements.lock
+	for folder in . benchmarks/peers; do \
+	  (cd $$folder && "$$tmp/uv/bin/uv" pip compile --quiet --universal --python-version 3.11 \
+	    --override overrides.txt --no-emit-package torch --no-header --no-emit-index-url \
+	    --no-emit-find-links requirements.in -o "$$tmp/lock") && \
+	  awk "/sys_platform == 'never'/ {skip = 1; next} /^ / && skip {next} {skip = 0; print}" \
+	    "$$tmp/lock" > "$$tmp/kept" && mv "$$tmp/kept" $$folder/requirements.lock && rm "$$tmp/lock" || exit 1; \
+	done
 
 clean: ## remove what was built (_build, caches); .venv, data and runs stay
 	rm -rf _build .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -20,7 +20,9 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -398,6 +400,40 @@ def harvesting(board: Board) -> dict:
             e["unit"],
         )
         for e in harvest_overhead.measure(board.model)
+    }
+
+
+# -- sparse autoencoders --------------------------------------------------------------------------
+
+
+@figures(
+    "sae.speed_vs_gemm", "sae.speed_vs_best_peer", "sae.fvu_vs_best_peer", minutes=0, timing=True
+)
+def engine(board: Board) -> dict:
+    """Read from data/sae_peers.json, which `make peers` makes beside the other libraries.
+
+    The worst of five shapes, ``.SHAPE`` each; the strongest of four libraries, ``.LIBRARY`` each.
+    """
+    import sae_peers
+
+    return sae_peers.headlines(runs.load_json(sae_peers.TABLE))
+
+
+@figures("store.kill_survival", minutes=2)
+def kills(board: Board) -> dict:
+    """``.harvest`` and ``.train``: see benchmarks/kill_survival.py, which forks processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kills.json"
+        command = [
+            sys.executable,
+            str(ROOT / "benchmarks" / "kill_survival.py"),
+            "--json",
+            str(file),
+        ]
+        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+        listed = runs.load_json(file)
+    return {
+        e["name"]: (Interval(e["value"], e["low"], e["high"], e["n"]), e["unit"]) for e in listed
     }
 
 

@@ -19,7 +19,8 @@ nano.codec.band_energy_error nano.codec.codebook_use nano.codec.si_sdr nano.lm.c
 nano.lm.in_key_ratio nano.lm.harmonic_ratio nano.lm.onset_ratio nano.lm.continuation_key_ratio
 nano.prompt.instrument nano.prompt.drums nano.prompt.tonic nano.prompt.tempo nano.generate_rtf
 trace.identity trace.zero_edit trace.hook_parity trace.overhead harvest.overhead
-harvest.memory_slope probe.tonic probe.beat probe.section probe_rival.tonic
+harvest.memory_slope sae.speed_vs_best_peer sae.speed_vs_gemm sae.fvu_vs_best_peer
+store.kill_survival probe.tonic probe.beat probe.section probe_rival.tonic
 """.split()
 
 
