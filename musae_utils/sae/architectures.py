@@ -383,6 +383,11 @@ class SAE(nn.Module):
         asked = _hook_point(hook_point)
         if self.hook_point is None:
             raise ValueError("This SAE does not say which hook point it was trained at.")
+        if self.hook_point.get("fingerprint", "") is None:
+            raise ValueError(
+                f"This SAE belongs to {_told(self.hook_point)}: load it with model= to bind it to "
+                "weights, which measures whether it fits."
+            )
         for key in ("fingerprint", "path", "layer"):
             if self.hook_point.get(key) != (asked or {}).get(key):
                 raise ValueError(
@@ -392,8 +397,15 @@ class SAE(nn.Module):
 
     # -- files
 
-    def save(self, path: str | Path) -> None:
-        """Write weights, configuration, hook point and provenance to one safetensors file."""
+    def save(self, path: str | Path, half: bool = False) -> None:
+        """Write weights, configuration, hook point and provenance to one safetensors file.
+
+        Parameters
+        ----------
+        path : str or Path
+        half : bool
+            Round the weights to float16, for half the size. `load` makes them float32 again.
+        """
         from safetensors.torch import save_file
 
         about = {
@@ -401,7 +413,8 @@ class SAE(nn.Module):
             "hook_point": self.hook_point,
             "provenance": self.provenance,
         }
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        kind = torch.float16 if half else torch.float32
+        tensors = {k: v.detach().to("cpu", kind).contiguous() for k, v in self.state_dict().items()}
         with atomic_path(path) as partial:
             save_file(tensors, partial, metadata={"musae_sae": json.dumps(about)})
 
@@ -506,5 +519,5 @@ def _told(hook_point: Mapping[str, Any] | None) -> str:
         return "an unknown hook point"
     return (
         f"{hook_point.get('path', '?')} of {hook_point.get('model', '?')} "
-        f"[{hook_point.get('fingerprint', '?')}]"
+        f"[{hook_point.get('fingerprint') or 'weights not known'}]"
     )
