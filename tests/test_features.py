@@ -175,7 +175,7 @@ def test_strongest_partners_are_those_of_the_dense_correlation(seed, n, m):
         r = dense_correlation(a, other)
         if same:
             np.fill_diagonal(r, 0)
-        which, how = inside._strongest(sparse.csr_array(a), sparse.csr_array(other), same)
+        which, how = features.strongest(sparse.csr_array(a), sparse.csr_array(other), same)
         expected = -np.sort(-r.clip(min=0), axis=1)[:, : inside.PARTNERS]
         np.testing.assert_allclose(how[:, : expected.shape[1]], expected, atol=1e-6)
         for f, partners in enumerate(which):
@@ -209,7 +209,7 @@ def test_features_match_across_layers(store):
 def test_the_map_is_the_same_every_time_and_fits_the_square(store, codes, atlas):
     again = FeatureAtlas.of(TopK(), store, examples=4, codes=codes)
     np.testing.assert_array_equal(again.place, atlas.place)
-    place = atlas.place[atlas.fires]
+    place = atlas.place[atlas.kept()]
     assert place.min() == 0 and place.max() == 1 and np.isfinite(place).all()
 
 

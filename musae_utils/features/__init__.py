@@ -4,10 +4,11 @@
 of it that needs no server, and `known_answers` says which planted concepts have a feature.
 """
 
-from .atlas import Coder, FeatureAtlas, Followed, encode, publish, sounds, survey
-from .exam import Directions, KnownAnswers, known_answers, rivals
+from .atlas import Coder, FeatureAtlas, Followed, encode, publish, sounds, strongest, survey
+from .exam import FOUND, Directions, KnownAnswers, known_answers, rivals
 
 __all__ = [
+    "FOUND",
     "Coder",
     "Directions",
     "FeatureAtlas",
@@ -18,5 +19,6 @@ __all__ = [
     "publish",
     "rivals",
     "sounds",
+    "strongest",
     "survey",
 ]

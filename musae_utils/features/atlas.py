@@ -51,8 +51,6 @@ if TYPE_CHECKING:
     from musae_utils.models import MusicModel
     from musae_utils.trace import HookPoint
 
-__all__ = ["Coder", "FeatureAtlas", "Followed", "encode", "publish", "sounds", "survey"]
-
 LOW, HIGH = 0.01, 0.25  # S1's filter
 QUANTILES = (0.5, 0.9, 0.99)  # of the activations where a feature fires
 MIDDLE, SILENT = 2, 2  # examples beside the top ones
@@ -233,7 +231,8 @@ class FeatureAtlas:
     matches : dict of layer to (int array (F, P), float array (F, P))
         Features of other atlases whose activations correlate best over the same frames.
     place : array of shape (F, 2)
-        In [0, 1]: features with like directions lie near each other. NaN if a feature never fires.
+        In [0, 1]: features with like directions lie near each other. NaN if a feature does not pass
+        S1's filter.
     concepts : dict of "frame", "clip" to Followed
         Empty where the music's truth is not known.
     names : list of str
@@ -340,7 +339,7 @@ class FeatureAtlas:
         curves, marks = _curves(columns, peak, chosen[:, :-SILENT], spans, concepts, holds)
 
         directions = sae.W_dec.detach().float().cpu().numpy()
-        point = _point(sae)
+        point, rate = _point(sae), track_rate.mean(0)
         return cls(
             layer=_label(point), hook=str(point), store=store.fingerprint,
             sae=_fingerprint(directions), frame_rate=store.frame_rate, n_rows=n,
@@ -356,8 +355,8 @@ class FeatureAtlas:
             peak=peak, quantiles=quantiles, track_mean=track_mean, track_rate=track_rate,
             kinds=kinds, examples=chosen, curves=curves, marks=marks,
             neighbours=_neighbours(directions, count > 0),
-            partners=_strongest(fires, fires, same=True),
-            place=_places(directions, count > 0, seed), concepts=concepts,
+            partners=strongest(fires, fires, same=True),
+            place=_places(directions, (rate >= LOW) & (rate <= HIGH), seed), concepts=concepts,
             names=[""] * n_features,
         )  # fmt: skip
 
@@ -746,8 +745,8 @@ def survey(
         codes = encode(sae, store)
         atlas = FeatureAtlas.of(sae, store, examples, codes, seed)
         if before is not None:
-            atlas.matches[atlases[-1].layer] = _strongest(codes, before)
-            atlases[-1].matches[atlas.layer] = _strongest(before, codes)
+            atlas.matches[atlases[-1].layer] = strongest(codes, before)
+            atlases[-1].matches[atlas.layer] = strongest(before, codes)
         atlases.append(atlas)
         before = codes
     return atlases
@@ -955,8 +954,21 @@ def _followed(scores, names, labels, composition, found_on) -> Followed:
     return Followed(names, *halves, least.astype(np.float32))
 
 
-def _strongest(a: sparse.sparray, b: sparse.sparray, same: bool = False):
-    """For each column of `a` the columns of `b` that correlate best: numbers and correlations."""
+def strongest(a: sparse.sparray, b: sparse.sparray, same: bool = False):
+    """For each column of `a` the columns of `b` that correlate best over the same rows.
+
+    Parameters
+    ----------
+    a, b : sparse arrays of shape (n, F) and (n, G)
+    same : bool
+        They are the same, so a column is not its own match.
+
+    Returns
+    -------
+    which : int array of shape (F, P)
+        -1 for none.
+    correlation : float array of shape (F, P)
+    """
     work = float(np.diff(a.indptr) @ np.diff(b.indptr))
     step = int(np.ceil(work / GRAPH_WORK)) or 1
     a, b = a[::step].astype(np.float64).tocsc(), b[::step].astype(np.float64).tocsr()
@@ -1008,13 +1020,13 @@ def _keep_best(r: np.ndarray, most: int, which: np.ndarray, how: np.ndarray) -> 
 
 # One thread: sums in a fixed order, so that a seed gives the same map again.
 @threadpool_limits.wrap(limits=1)
-def _places(directions: np.ndarray, alive: np.ndarray, seed: int) -> np.ndarray:
+def _places(directions: np.ndarray, kept: np.ndarray, seed: int) -> np.ndarray:
     """A map in which features with like directions are near each other: t-SNE, in [0, 1]."""
     from sklearn.decomposition import PCA
     from sklearn.manifold import TSNE
 
     place = np.full((len(directions), 2), np.nan, np.float32)
-    x = directions[alive]
+    x = directions[kept]
     if len(x) < 8:
         flat = PCA(min(2, *x.shape), random_state=seed).fit_transform(x) if len(x) > 1 else x[:, :2]
     else:
@@ -1028,5 +1040,5 @@ def _places(directions: np.ndarray, alive: np.ndarray, seed: int) -> np.ndarray:
     if len(flat):
         flat = np.pad(flat, ((0, 0), (0, 2 - flat.shape[1])))
         low, span = flat.min(0), np.maximum(np.ptp(flat, axis=0), 1e-12)
-        place[alive] = (flat - low) / span
+        place[kept] = (flat - low) / span
     return place
