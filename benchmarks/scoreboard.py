@@ -419,7 +419,7 @@ def engine(board: Board) -> dict:
     return sae_peers.headlines(runs.load_json(sae_peers.TABLE))
 
 
-@figures("store.kill_survival", minutes=2)
+@figures("store.kill_survival", minutes=2, timing=True)
 def kills(board: Board) -> dict:
     """``.harvest`` and ``.train``: see benchmarks/kill_survival.py, which forks processes."""
     with tempfile.TemporaryDirectory() as folder:
@@ -470,6 +470,51 @@ def worth_opening(board: Board) -> dict:
 
 
 # -- the atlas ------------------------------------------------------------------------------------
+
+
+@figures(
+    "atlas.coverage", "atlas.coverage_neurons", "atlas.coverage_pca", "atlas.coverage_untrained",
+    "atlas.coverage_random", "atlas.auc", "atlas.auc_gain_over_untrained", minutes=4,
+)  # fmt: skip
+def exam(board: Board) -> dict:
+    """Planted concepts with a feature of the middle layer's shipped SAE, or with one of a rival.
+
+    Of clips under the plain names, of frames under ``.frame``; other layers under ``.layer_N``.
+    Features are chosen on training compositions and scored on held-out ones, twice as many as
+    elsewhere.
+    """
+    from musae_utils import activations, features
+    from musae_utils.sae import shipped
+
+    model, n = board.model, 2 * board.clips
+    layers = shipped.layers(model)
+    sides = [
+        activations.harvest(
+            model, board._composed(n, 10, 60_000, split), layers,
+            board.run.folder / f"exam-{split}-{n}", progress=False,
+        )
+        for split in ("train", "test")
+    ]  # fmt: skip
+    found = {}
+    for layer in layers:
+        sae = shipped.pretrained(model, layer)
+        middle = layer == layers[len(layers) // 2]
+        rivals = features.rivals(sae, sides[0])
+        if not middle:
+            rivals = {"untrained SAE": rivals["untrained SAE"]}
+        marks = features.known_answers({"SAE": sae} | rivals, *sides, progress=False)
+        for level in marks.levels:
+            end = ("" if level == "clip" else ".frame") + ("" if middle else f".layer_{layer}")
+            found[f"atlas.coverage{end}"] = marks.coverage("SAE", level)
+            found[f"atlas.auc{end}"] = marks.auc("SAE", level)
+            found[f"atlas.auc_gain_over_untrained{end}"] = marks.gain("SAE", "untrained SAE", level)
+            for rival in rivals:
+                short = {"untrained SAE": "untrained", "random directions": "random"}.get(
+                    rival, rival.lower()
+                )
+                found[f"atlas.coverage_{short}{end}"] = marks.coverage(rival, level)
+                found[f"atlas.auc_{short}{end}"] = marks.auc(rival, level)
+    return found
 
 
 @figures("atlas.explorer_open", "atlas.explorer_search", minutes=1, timing=True)

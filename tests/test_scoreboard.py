@@ -20,7 +20,9 @@ nano.lm.in_key_ratio nano.lm.harmonic_ratio nano.lm.onset_ratio nano.lm.continua
 nano.prompt.instrument nano.prompt.drums nano.prompt.tonic nano.prompt.tempo nano.generate_rtf
 trace.identity trace.zero_edit trace.hook_parity trace.overhead harvest.overhead
 harvest.memory_slope sae.speed_vs_best_peer sae.speed_vs_gemm sae.fvu_vs_best_peer
-store.kill_survival probe.tonic probe.beat probe.section probe_rival.tonic
+store.kill_survival atlas.coverage atlas.coverage_neurons atlas.coverage_pca
+atlas.coverage_untrained atlas.auc_gain_over_untrained probe.tonic probe.beat probe.section
+probe_rival.tonic
 """.split()
 
 

@@ -670,7 +670,7 @@ def shipped():
     return models.load("nano", device="cpu")
 
 
-@pytest.mark.parametrize("codebook", range(K))
+@pytest.mark.parametrize("codebook", [0, 1, 2, 3])
 def test_the_shipped_model_hears_notes_when_its_codec_does(shipped, codebook):
     """The codec hears notes a little ahead, its window being centred; tracing adds nothing."""
     audio, onsets = notes_and_onsets()
@@ -681,8 +681,9 @@ def test_the_shipped_model_hears_notes_when_its_codec_does(shipped, codebook):
     stream = trace.residuals(shipped, codes, ["embed"])["embed"]
     heard = changes(trace.align(stream, n_frames, codebook)[0])
     of_codec = changes(shipped.lm.emb[codebook](codes[0, codebook]))
-    # At the ends the other codebooks hold special tokens; a sum of four rounds otherwise than one.
-    assert np.allclose(heard[K:-K], of_codec[K:-K], atol=1e-4)
+    # At the ends the other codebooks hold special tokens; a sum of many rounds otherwise than one.
+    inner = slice(shipped.n_codebooks, -shipped.n_codebooks)
+    assert np.allclose(heard[inner], of_codec[inner], atol=1e-4)
     assert best_lag(heard, onsets) == best_lag(of_codec, onsets)
     if codebook == 0:  # the finer ones also follow how notes fade
         assert -4 < best_lag(heard, onsets) <= 0
