@@ -353,11 +353,12 @@ def load_dictionary_learning(
         fields["k"] = _reported(path, _whole, "k", k)
         if trainer.get("k", fields["k"]) != fields["k"]:
             raise ValueError(f"{path} has k = {fields['k']}, {about_file} k = {trainer['k']}.")
+    sizes = _sizes(path, rest, CLASSES[name])
     if kind == "matryoshka":
-        if groups is None or groups.ndim != 1 or groups.is_floating_point():
+        whole = groups is not None and groups.ndim == 1 and not groups.is_floating_point()
+        if not whole or len(groups) > sizes[1]:
             raise ValueError(f"{path} is a {name} and lacks group_sizes, one a prefix.")
         fields["prefixes"] = tuple(groups.cumsum(0).tolist())
-    sizes = _sizes(path, rest, CLASSES[name])
     config = _reported(
         path, SAEConfig, *sizes, kind, apply_b_dec_to_input=name not in UNCENTRED,
         unit_norm=False, **fields,
@@ -639,7 +640,7 @@ def _settle(
     if model is not None and model != _public(model):
         raise ValueError(
             f"{path} names as its model {model!r}, a path outside its folder: a name such as "
-            "'facebook/musicgen-small' is expected."
+            "'facebook/musicgen-small' is expected. If you trust the file, correct it there."
         )
     match = HOOKS.fullmatch(said) if isinstance(said, str) else None
     if asked is not None:

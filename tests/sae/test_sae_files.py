@@ -423,6 +423,13 @@ def test_absurd_sizes_cost_no_memory(tmp_path):
         load_dictionary_learning(tmp_path)
 
 
+def test_absurd_groups_cost_no_memory(tmp_path):
+    save_dictionary_learning(an_sae("matryoshka"), tmp_path)
+    change_state(group_sizes=torch.ones(1, dtype=torch.int64).expand(10**12))(tmp_path)
+    with pytest.raises(ValueError, match="lacks group_sizes, one a prefix"):
+        load_dictionary_learning(tmp_path)
+
+
 class Wicked:
     def __init__(self, path):
         self.path = path
