@@ -118,8 +118,12 @@ def survived(work: Callable, given, folder: Path, kills: int, rng) -> tuple[int,
             shutil.rmtree(here)
             continue
         files = sorted(p.name for p in here.glob("*")) if here.exists() else []
-        same = run(work, here, given) == 0 and checksums(here) == expected
-        told.append({"instant": round(instant / took, 3), "files": len(files), "survived": same})
+        code, ended = run(work, here, given), checksums(here)
+        differ = sorted(n for n in expected | ended if expected.get(n) != ended.get(n))
+        told.append(
+            {"instant": round(instant / took, 3), "files": files, "survived": not (code or differ),
+             "exit_code": code, "differ": differ}
+        )  # fmt: skip
         shutil.rmtree(here)
     return sum(row["survived"] for row in told), told
 
@@ -158,8 +162,8 @@ def main() -> None:
     entries = measure(given.kills, given.seed)
     for e in entries:
         for row in e["kills"]:
-            how = "survived" if row["survived"] else "NOT survived"
-            print(f"  at {row['instant']:.0%} of the time, {row['files']} files there: {how}")
+            how = "survived" if row["survived"] else f"NOT survived: {row['differ']} differ"
+            print(f"  at {row['instant']:.0%} of the time, {len(row['files'])} files there: {how}")
         print(f"{e['name']:30} {e['value']:.3f} [{e['low']:.3f}, {e['high']:.3f}], n = {e['n']}")
     if given.json:
         save_json(given.json, entries)

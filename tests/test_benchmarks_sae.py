@@ -64,11 +64,11 @@ def test_ours_is_scored_as_the_metrics_score_it():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(600, 16, generator=generator) @ torch.randn(16, 16, generator=generator) + 3
     trainer = sae_peers.ours("bf16", 16, 64, 4, x, 1e-2, 20, 1, 100)
-    before, _ = sae_peers.unexplained(trainer, x)
+    before, *_ = sae_peers.unexplained(trainer, x)
     for part in x.split(100) * 3:
         trainer.step(part)
-    after, active = sae_peers.unexplained(trainer, x)
-    assert after < before and 3.5 < active <= 4
+    after, active, alive = sae_peers.unexplained(trainer, x)
+    assert after < before and 3.5 < active <= 4 and 0.5 < alive <= 1
 
     with torch.no_grad():
         told = (x - trainer.read(x)[0]).square().sum() / (x - x.mean(0)).square().sum()
@@ -84,9 +84,17 @@ def test_the_board_shows_the_worst_shape_and_the_strongest_rival():
         "made": {"date": "2026-01-02", "processor": "Abacus"},
         "speed": {
             "a": {"rounds": 4, "rivals": {"gemm": rival(0.7), "x": rival(5.0), "y": rival(4.0)}},
-            "b": {"rounds": 4, "rivals": {"gemm": rival(0.8), "x": rival(0.9), "y": rival(7.0)}},
+            "b": {
+                "rounds": 4,
+                "rivals": {
+                    "gemm": rival(0.8),
+                    "x": rival(0.9),
+                    "y": rival(7.0),
+                    sae_peers.MOMENTUM: rival(0.5),
+                },
+            },
         },
-        "fvu": {"rivals": {"x": rival(0.8), "y": rival(1.2)}},
+        "fvu": {"ours": [{"setting": "z"}], "rivals": {"x": [rival(0.8)], "y": [rival(1.2), {}]}},
     }
     found = sae_peers.headlines(table)
     assert {name: interval.value for name, (interval, _) in found.items()} == {
@@ -96,7 +104,9 @@ def test_the_board_shows_the_worst_shape_and_the_strongest_rival():
         "sae.fvu_vs_best_peer.x": 0.8, "sae.fvu_vs_best_peer.y": 1.2,
     }  # fmt: skip
     assert found["sae.speed_vs_best_peer"][1] == "ratio, x at b (Abacus, 2026-01-02)"
-    assert found["sae.fvu_vs_best_peer"][1] == "ratio, y (Abacus, 2026-01-02)"
+    assert found["sae.fvu_vs_best_peer"][1] == "ratio, z against y (Abacus, 2026-01-02)"
+    speeds = sae_peers.headlines(table | {"fvu": {}})
+    assert speeds == {name: row for name, row in found.items() if "speed" in name}
 
 
 def test_the_peers_lock_holds_what_was_chosen():
@@ -137,7 +147,8 @@ def test_survival_is_told_from_its_absence(tmp_path):
     count, told = kill_survival.survived(careful, None, tmp_path / "careful", 2, rng)
     assert count == 2 and len({row["instant"] for row in told}) == 2
     count, told = kill_survival.survived(careless, None, tmp_path / "careless", 4, rng)
-    assert count == sum(row["files"] == 0 for row in told) < 4
+    assert count == sum(not row["files"] for row in told) < 4
+    assert all(row["differ"] == ["all"] for row in told if row["files"])
 
 
 def test_work_that_fails_in_peace_is_no_survival(tmp_path):
