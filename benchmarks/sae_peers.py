@@ -11,7 +11,7 @@ fastest of its settings (`SETTINGS`), found at each shape by one step each; what
 is written down with the reason, as measured.
 
 **fvu** TopK SAEs (d = 256, × 16, k = 32) on the nano model's middle layer: the same batches in the
-same order for everybody; ours with Adam's momentum (0.9) and without it (the default). Learning
+same order for everybody; ours with Adam's momentum (0.5) and without it (the default). Learning
 rates are powers of √10, from 0.01 outward until both neighbours are worse, for each library and
 each of its settings; they are chosen on seed 0 and on other compositions than those on which seeds
 1, 2 and 3 are scored. Everybody warms up over a twentieth of
@@ -106,7 +106,7 @@ def stand_in(module: str, name: str) -> None:
 def ours(setting, d, n, k, first, lr, steps, seed, batch) -> Trainer:
     config = presets.nano(
         k=k, d_in=d, expansion=n // d, lr=lr, steps=steps, warmup=max(1, steps // 20),
-        batch_size=batch, seed=seed, betas=(0.9 * (setting == "bf16, momentum"), 0.999),
+        batch_size=batch, seed=seed, betas=(0.5 * (setting == "bf16, momentum"), 0.999),
     )  # fmt: skip
     sae = SAE(config.sae, seed=None)
     sae.initialise(torch.Generator().manual_seed(seed), first, config.b_dec, scaled=True)
