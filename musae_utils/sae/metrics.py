@@ -255,6 +255,7 @@ def spliced(
 
     if not sae.hook_point:
         raise ValueError("This SAE does not say which hook point it was trained at.")
+    sae.check(sae.hook_point)  # one that was never bound to weights says what to do
     hook = trace.HookPoint(**sae.hook_point)
     hook.check(model)
 

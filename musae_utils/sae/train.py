@@ -441,7 +441,7 @@ class _Session:
 
     # -- checkpoints
 
-    def _checkpoint(self, run: Run) -> None:
+    def _checkpoint(self, run: Run, finished: bool = False) -> None:
         from safetensors.torch import save_file
 
         tensors, about = {}, {"step": self.step, "ended": self.ended, "precision": self.precision}
@@ -449,8 +449,8 @@ class _Session:
             for part, state in (("sae", stepper.sae.state_dict()), ("step", stepper.state())):
                 for key, value in state.items():
                     tensors[f"{name}/{part}/{key}"] = value.detach().cpu().contiguous()
-        about["finished"] = not self.active and "stopped" not in self.ended.values()
-        if about["finished"]:  # the SAEs are there: nothing is left to go on from
+        about["finished"] = finished
+        if finished:  # the SAEs are there: nothing is left to go on from
             tensors = {"none": torch.zeros(0)}
         metadata = {"musae_training": json.dumps(about)}
         run.save(CHECKPOINT, lambda path: save_file(tensors, path, metadata=metadata))
@@ -512,7 +512,7 @@ class _Session:
             if run is not None:
                 run.save(f"{name}.safetensors", result.sae.save)
         if run is not None:
-            self._checkpoint(run)
+            self._checkpoint(run, not self.active and "stopped" not in self.ended.values())
 
 
 def _endless(data: Data, size: int, order: int, skip: int) -> Iterator[torch.Tensor]:

@@ -175,6 +175,25 @@ def test_a_training_killed_at_any_instant_goes_on_to_the_same_weights(tmp_path):
     assert steps == sorted(set(steps)) and steps[-1] == 149
 
 
+def test_a_kill_between_the_last_step_and_the_sae_loses_nothing(tmp_path, monkeypatch):
+    """A checkpoint may fall due right after the last step, before the SAE is written."""
+    from musae_utils.runs import Run
+
+    save = Run.save
+
+    def die_before_the_sae(self, name, *args, **kwargs):
+        if name == "sae.safetensors":
+            raise KeyboardInterrupt
+        return save(self, name, *args, **kwargs)
+
+    monkeypatch.setattr(Run, "save", die_before_the_sae)
+    with pytest.raises(KeyboardInterrupt):
+        quietly(config_for(), activations(), tmp_path / "run", checkpoint_every=0.0)
+    monkeypatch.setattr(Run, "save", save)
+    done = quietly(config_for(), activations(), tmp_path / "run")
+    assert same(done.sae, quietly(config_for(), activations()).sae)
+
+
 def test_an_interrupt_keeps_what_was_reached(tmp_path):
     seen = []
 
