@@ -54,7 +54,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from musae_utils import runs
 from musae_utils.activations import ActivationStore
-from musae_utils.sae import SAE, presets
+from musae_utils.sae import SAE, SAEConfig, TrainConfig
 from musae_utils.sae.steps import bfloat16_pays, step_for
 from musae_utils.stats import Interval
 
@@ -104,12 +104,15 @@ def stand_in(module: str, name: str) -> None:
 
 
 def ours(setting, d, n, k, first, lr, steps, seed, batch) -> Trainer:
-    config = presets.nano(
-        k=k, d_in=d, expansion=n // d, lr=lr, steps=steps, warmup=max(1, steps // 20),
-        batch_size=batch, seed=seed, betas=(0.5 * (setting == "bf16, momentum"), 0.999),
+    free = setting.endswith("free decoder")  # rows of any length, which begin short
+    config = TrainConfig(
+        SAEConfig.of(d, n // d, k, unit_norm=not free), lr=lr, steps=steps,
+        warmup=max(1, steps // 20), batch_size=batch, seed=seed,
+        betas=(0.5 * ("momentum" in setting), 0.999), length=0.1 if free else 1.0,
     )  # fmt: skip
     sae = SAE(config.sae, seed=None)
-    sae.initialise(torch.Generator().manual_seed(seed), first, config.b_dec, scaled=True)
+    generator = torch.Generator().manual_seed(seed)
+    sae.initialise(generator, first, config.b_dec, scaled=True, length=config.length)
     step, count = step_for(sae, config, "bf16" if bfloat16_pays() else "fp32"), itertools.count()
 
     def read(x):
@@ -257,7 +260,7 @@ LIBRARIES: dict[str, Callable[..., Trainer]] = {
     f.__name__: f for f in (ours, dictionary_learning, sae_lens, sparsify, overcomplete)
 }
 SETTINGS: dict[str, tuple[str, ...]] = {
-    "ours": ("bf16", "bf16, momentum"),
+    "ours": ("bf16", "bf16, momentum", "bf16, momentum, free decoder"),
     "dictionary_learning": ("bf16",),
     "sae_lens": ("bf16", "sparse fp32", "bf16 compiled"),
     "sparsify": ("signum, 1 chunk", "signum, 4 chunks", "signum, 8 chunks"),
