@@ -58,7 +58,6 @@ LM = {
     "codebooks": CODEC["codebooks"],
     "cardinality": CODEC["cardinality"],
     "max_words": 32,
-    "fill_prompt": True,  # repeat its words up to max_words; the shipped weights learnt without
     "guidance_dropout": 0.15,
 }
 
@@ -220,9 +219,8 @@ class WordConditioner(TextConditioner):
     the null condition of guidance.
     """
 
-    def __init__(self, vocabulary: list[str], output_dim: int, max_words: int, fill: bool = True):
+    def __init__(self, vocabulary: list[str], output_dim: int, max_words: int):
         super().__init__(output_dim, output_dim)
-        self.fill = fill
         self.vocabulary = list(vocabulary)
         self.index = {word: i + 1 for i, word in enumerate(self.vocabulary)}
         self.max_words = max_words
@@ -237,9 +235,7 @@ class WordConditioner(TextConditioner):
         tokens = torch.zeros(len(x), self.max_words, dtype=torch.long, device=device)
         for row, text in enumerate(x):
             known = [self.index[w] for w in words(text or "") if w in self.index]
-            if known and self.fill:
-                known = known * self.max_words
-            known = known[: self.max_words]
+            known = (known * self.max_words)[: self.max_words]
             tokens[row, : len(known)] = torch.tensor(known, dtype=torch.long)
         return tokens, (tokens > 0).int()
 
@@ -252,9 +248,7 @@ class WordConditioner(TextConditioner):
 def build_lm(config: dict) -> LMModel:
     """A nano language model with fresh weights."""
     c = LM | config
-    conditioner = WordConditioner(
-        c.get("vocabulary", VOCABULARY), c["dim"], c["max_words"], c["fill_prompt"]
-    )
+    conditioner = WordConditioner(c.get("vocabulary", VOCABULARY), c["dim"], c["max_words"])
     return LMModel(
         DelayedPatternProvider(n_q=c["codebooks"]),
         ConditioningProvider({"description": conditioner}),
