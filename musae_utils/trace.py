@@ -245,6 +245,9 @@ class Edit:
         module's picture for what a window means under the delay.
     half : "both", "cond" or "uncond"
         Of classifier-free guidance. ``"cond"`` alone is amplified by guidance; ``"both"`` is not.
+    timed : bool
+        The function changes with time: it is also given the numbers of the positions it sees, int64
+        of shape (n,), as ``change(x, positions)``.
 
     Raises
     ------
@@ -257,6 +260,7 @@ class Edit:
     strength: float | Sequence[float] | np.ndarray | torch.Tensor = 1.0
     window: tuple[float, float | None] | None = None
     half: str = "both"
+    timed: bool = False
     _strength: torch.Tensor = field(init=False, repr=False)  # (1,) or (B,)
     _direction: torch.Tensor | None = field(init=False, repr=False)  # (1, dim) or (B, dim)
 
@@ -275,17 +279,7 @@ class Edit:
                     f"{tuple(direction.shape)}."
                 )
             self._direction = direction if direction.dim() == 2 else direction[None]
-        if self.window is not None:
-            try:
-                start, end = self.window
-                right = start >= 0 and np.isfinite(start) and (end is None or end > start)
-            except (TypeError, ValueError):
-                right = False
-            if not right:
-                raise ValueError(
-                    "window is (start, end) in seconds with 0 <= start < end, or (start, None) "
-                    f"for all the rest; not {self.window!r}."
-                )
+        _check_window(self.window)
 
     @property
     def rows(self) -> int | None:
@@ -311,6 +305,21 @@ class Edit:
             layer=str(self.layer), change=what, strength=self._strength.tolist(),
             window=None if self.window is None else list(self.window), half=self.half,
         )  # fmt: skip
+
+
+def _check_window(window: tuple[float, float | None] | None) -> None:
+    if window is None:
+        return
+    try:
+        start, end = window
+        right = start >= 0 and np.isfinite(start) and (end is None or end > start)
+    except (TypeError, ValueError):
+        right = False
+    if not right:
+        raise ValueError(
+            "window is (start, end) in seconds with 0 <= start < end, or (start, None) for all "
+            f"the rest; not {window!r}."
+        )
 
 
 def _numbers(values, what: str) -> torch.Tensor:
@@ -363,12 +372,15 @@ class _Placed:
             if self.direction is not None:
                 new = here + (weight * self.direction).to(x.dtype)
             else:
-                new = self._changed(here, weight)
+                new = self._changed(here, weight, first, after)
             here.copy_(torch.where(weight != 0, new, here))
         return x
 
-    def _changed(self, here: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        changed = self.edit.change(here.clone())
+    def _changed(
+        self, here: torch.Tensor, weight: torch.Tensor, first: int, after: int
+    ) -> torch.Tensor:
+        when = [torch.arange(first, after)] if self.edit.timed else []
+        changed = self.edit.change(here.clone(), *when)
         if not torch.is_tensor(changed) or changed.shape != here.shape:
             got = f"{tuple(changed.shape)}" if torch.is_tensor(changed) else repr(changed)
             raise ValueError(

@@ -533,6 +533,22 @@ def test_windows_of_a_continuation_count_from_its_beginning(model):
     assert int((codes[0] != plain[0]).nonzero()[0]) == 20
 
 
+def test_a_timed_function_is_told_where_it_is(model):
+    seen = []
+
+    def by_position(x, positions):
+        seen.append(positions)
+        return x + positions[:, None] * a_direction()
+
+    edit = trace.edit(model, trace.Edit(1, by_position, timed=True))
+    codes = random_codes(1, 8)
+    stream = edit.residuals(codes, [1])[1] - trace.residuals(model, codes, [1])[1]
+    assert torch.allclose(stream[0], torch.arange(12.0)[:, None] * a_direction(), atol=1e-4)
+    seen.clear()
+    edit.generate(None, 0.4, prompt_codes=random_codes(1, 6))  # the prompt's at once, then singly
+    assert [list(p) for p in seen] == [list(range(7)), *([p] for p in range(7, 23))]
+
+
 def test_one_piece_is_read_under_several_edits(model):
     codes = random_codes(1, 8)
     streams = trace.edit(model, trace.Edit(0, a_direction(), [0, 1, 2])).residuals(codes, [0])[0]

@@ -350,7 +350,7 @@ class MusicModel:
         self,
         prompts: Prompts,
         seconds: float = 10.0,
-        seed: int = 0,
+        seed: int | Sequence[int] = 0,
         guidance: float = 3.0,
         temperature: float = 1.0,
         top_k: int | None = 250,
@@ -371,7 +371,9 @@ class MusicModel:
             One row each; None plays without a prompt.
         seconds : float
             Length of the result, `prompt_codes` included; at most `max_seconds`.
-        seed : int
+        seed : int, or one for each row
+            Rows of a list use the same random numbers where they have the same seed, those of a
+            single row with that seed.
         guidance : float
             How strongly to follow the prompt: logits = uncond + guidance × (cond − uncond).
             1 is off.
@@ -408,7 +410,7 @@ class MusicModel:
         """
         prompts = _prompt_list(prompts)
         n_frames = self._checked_frames(seconds)
-        if seed != int(seed) or seed < 0:
+        if any(one != int(one) or one < 0 for one in np.atleast_1d(seed)):
             raise ValueError(f"seed is a whole number from 0 up, not {seed}.")
         if not (np.isfinite(temperature) and temperature >= 0):
             raise ValueError(f"temperature is a number from 0 up, not {temperature}.")
@@ -431,16 +433,20 @@ class MusicModel:
                 )
             prompt_codes = prompt_codes.expand(len(prompts), -1, -1)
 
+        seed = [int(one) for one in seed] if np.ndim(seed) else int(seed)
+        if np.ndim(seed) and len(seed) != len(prompts):
+            raise ValueError(f"There are {len(seed)} seeds for {len(prompts)} rows: one each.")
+
         # Without any prompt both halves of guidance are the same: half the work does.
         applied = float(guidance) if both_halves or any(prompts) else 1.0
         conditions = self.conditions(prompts, guided=applied != 1)
         with self.musicgen.autocast:
             codes = generate_codes(
-                self.lm, conditions, n_frames, Noise(int(seed), len(prompts), same_noise),
+                self.lm, conditions, n_frames, Noise(seed, len(prompts), same_noise),
                 prompt_codes, applied, temperature, top_k, progress,
             )  # fmt: skip
         provenance = dict(
-            model=self.name, fingerprint=self.fingerprint, seed=int(seed), guidance=guidance,
+            model=self.name, fingerprint=self.fingerprint, seed=seed, guidance=guidance,
             temperature=temperature, top_k=top_k, same_noise=same_noise,
             prompt_frames=0 if prompt_codes is None else prompt_codes.shape[-1],
         )  # fmt: skip

@@ -8,6 +8,8 @@ probabilities do (common random numbers). Explained in chapter 02.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from tqdm import tqdm
@@ -20,18 +22,24 @@ class Noise:
 
     Parameters
     ----------
-    seed : int, at least 0
+    seed : int, at least 0, or one for each row
+        Rows of a list share a stream where they share a seed: that of row 0.
     rows : int
         Rows of the batch.
     same : bool
         All rows share one stream (that of row 0) instead of each having its own.
     """
 
-    def __init__(self, seed: int, rows: int, same: bool = False) -> None:
+    def __init__(self, seed: int | Sequence[int], rows: int, same: bool = False) -> None:
         self.rows = rows
-        self.same = same
+        if np.ndim(seed):
+            which = [(one, 0) for one in seed]
+        else:
+            which = [(seed, 0 if same else row) for row in range(rows)]
+        own = list(dict.fromkeys(which))
+        self._of_row = None if len(own) == rows else [own.index(one) for one in which]
         self._streams = []
-        for row in range(1 if same else rows):
+        for seed, row in own:
             # Hashed, so that seed 0 row 1 and seed 1 row 0 are unrelated.
             state = np.random.SeedSequence([seed, row]).generate_state(1)
             self._streams.append(torch.Generator().manual_seed(int(state[0])))
@@ -39,7 +47,8 @@ class Noise:
     def __call__(self, *shape: int) -> torch.Tensor:
         """Draw the next noise of shape (rows, *shape), float32 on the CPU."""
         drawn = torch.stack([torch.empty(shape).exponential_(generator=g) for g in self._streams])
-        return drawn.log_().neg_().expand(self.rows, *shape)
+        drawn = drawn.log_().neg_()
+        return drawn if self._of_row is None else drawn[self._of_row]
 
 
 def sample(

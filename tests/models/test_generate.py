@@ -51,6 +51,9 @@ def test_noise_differs_between_rows_seeds_and_draws_unless_it_is_shared():
     assert not torch.equal(first[0], first[1]) and not torch.equal(first, second)
     # neither (seed 0, row 1) nor any other pair may coincide with (seed 1, row 0)
     assert not torch.equal(Noise(0, 2)(1, 100)[1], Noise(1, 1)(1, 100)[0])
+    of_seeds = Noise([4, 0, 4], 3)(1, 100)
+    assert torch.equal(of_seeds[[0, 2]], Noise(4, 2, same=True)(1, 100))
+    assert torch.equal(of_seeds[1], first[0])
     shared = Noise(0, 3, same=True)(1, 100)
     assert torch.equal(shared[0], shared[2]) and torch.equal(shared[0], first[0])
 
