@@ -207,7 +207,7 @@ class Board:
 @figures(
     "nano.codec.chroma_correlation", "nano.codec.pitch_agreement",
     "nano.codec.log_spectral_distance", "nano.codec.band_energy_error", "nano.codec.codebook_use",
-    "nano.codec.si_sdr", minutes=2,
+    "nano.codec.si_sdr", minutes=1,
 )  # fmt: skip
 def codec(board: Board) -> dict:
     clips = board.held_out(board.clips, 10)
@@ -222,7 +222,7 @@ def codec(board: Board) -> dict:
     return {f"nano.codec.{k}": (v, units.get(k.split(".")[0], "")) for k, v in report.items()}
 
 
-@figures("nano.lm.ce_ratio", "nano.lm.cross_entropy", "nano.lm.unigram", minutes=2)
+@figures("nano.lm.ce_ratio", "nano.lm.cross_entropy", "nano.lm.unigram", minutes=1)
 def prediction(board: Board) -> dict:
     """Held-out pieces of 30 s with their captions as they come: partial, free in wording."""
     clips = board.held_out(board.clips, 30, seed=20_000)
@@ -239,7 +239,7 @@ def prediction(board: Board) -> dict:
     return {f"nano.lm.{name}": (found, unit(name)) for name, found in report.items()}
 
 
-@figures("nano.lm.in_key_ratio", "nano.lm.harmonic_ratio", "nano.lm.onset_ratio", minutes=8)
+@figures("nano.lm.in_key_ratio", "nano.lm.harmonic_ratio", "nano.lm.onset_ratio", minutes=10)
 def likeness(board: Board) -> dict:
     """10 s under the plain names, the codec's copies of the originals under ``.codec``; 30 s, of
     fewer pieces, under ``.30s``."""
@@ -266,7 +266,7 @@ def _likeness(board, played, originals, truths) -> dict[str, Interval]:
     return quality.likeness_report(*measured)
 
 
-@figures("nano.lm.continuation_key_ratio", minutes=3)
+@figures("nano.lm.continuation_key_ratio", minutes=1)
 def continuation(board: Board) -> dict:
     """3 s of held-out pieces, continued to 10 s without a word."""
     clips = board.held_out(board.clips, 10, seed=30_000)
@@ -282,7 +282,7 @@ def continuation(board: Board) -> dict:
 
 @figures(
     "nano.prompt.instrument", "nano.prompt.drums", "nano.prompt.tonic", "nano.prompt.tempo",
-    minutes=18,
+    minutes=14,
 )  # fmt: skip
 def obedience(board: Board) -> dict:
     """Beside each ``.chance``, ``.guidance_off``, ``.no_prompt`` and the judge's ``.accuracy``."""
@@ -314,7 +314,7 @@ def _int16(audio: np.ndarray) -> np.ndarray:
     return (audio.clip(-1, 1) * 32767).round().astype(np.int16)
 
 
-@figures("nano.generate_rtf", minutes=2, timing=True)
+@figures("nano.generate_rtf", minutes=1, timing=True)
 def generate_rtf(board: Board) -> dict:
     """Seconds of music a second, 16 rows of 10 s with guidance, decoding included."""
     prompts = board.prompted[2][:BATCH]
