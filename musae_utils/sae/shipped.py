@@ -24,9 +24,9 @@ DATA = Path(__file__).resolve().parents[2] / "data" / "nano"
 DEPTHS = (0.2, 0.6, 1.0)  # of the layers: early, middle, late
 CLIPS, SECONDS, SEED = 800, 10.0, 0  # composed training music
 STEPS = 3000
-# With momentum more of the planted concepts of a frame have a feature of their own (19 % for 16 %) at
-# a lower FVU. Twice as fast and twice as long, the FVU falls further (0.133 for 0.143), but half of
-# the features never fire on other music: they know pieces by heart.
+# With momentum more of the planted concepts of a frame have a feature of their own (19 % for 16 %)
+# at a lower FVU. Twice as fast and twice as long, the FVU falls further (0.133 for 0.143), but half
+# of the features never fire on other music: they know pieces by heart.
 LEARNING = {"betas": (0.5, 0.999)}
 
 
