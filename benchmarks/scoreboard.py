@@ -440,7 +440,7 @@ def kills(board: Board) -> dict:
 # -- probes ---------------------------------------------------------------------------------------
 
 
-@figures(*(f"{kind}.{c}" for kind in ("probe", "probe_rival") for c in probes.CONCEPTS), minutes=12)
+@figures(*(f"{kind}.{c}" for kind in ("probe", "probe_rival") for c in probes.CONCEPTS), minutes=5)
 def worth_opening(board: Board) -> dict:
     """The best residual layer, chosen on one half and scored on the other, and its best rival.
 
