@@ -54,7 +54,8 @@ def contrasts(active: pd.DataFrame, silent: pd.DataFrame) -> pd.DataFrame:
     -------
     DataFrame by question
         ``active`` and ``silent`` (medians), ``delta`` (Cliff's, in [-1, 1]), ``d`` (Cohen's), ``p``
-        (exact, two-sided; with ties it errs on the safe side) and ``adjusted`` (Holm's).
+        (exact, two-sided; near it with ties, and not below it where it is small) and ``adjusted``
+        (Holm's).
     """
     rows = {}
     for name in active.columns.intersection(silent.columns, sort=False):
