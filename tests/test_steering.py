@@ -1,5 +1,6 @@
 """Knobs against arithmetic by hand; rows against single runs; what is said to bad input."""
 
+import copy
 import dataclasses
 
 import numpy as np
@@ -234,6 +235,36 @@ def test_a_patch_puts_in_the_other_stream(model, sae):
     assert torch.allclose(streams[4], y + PEAK * sae.directions[7], atol=1e-5)
     with pytest.raises(ValueError, match="16 positions, and the clip 20 frames"):
         play(model, [Patch(1, y)])
+
+
+def test_windows_of_a_continuation_count_from_its_beginning(model, sae):
+    given = random_codes(1, 10)
+    x = trace.residuals(model, given, [1])[1]
+    f = firing(sae, x)
+    rows = [None, Knob(sae, f, 60, peak=PEAK, window=(0.4, None)),
+            Knob(sae, f, 30, "scale", window=(0.0, 0.1))]  # fmt: skip
+    edited = trace.edit(model, steering.edits(model, rows, 0.6))
+    settings = dict(seconds=0.6, prompt_codes=given, temperature=0)
+    codes = edited.generate(["slow piano"] * 3, **settings).codes
+    plain = model.generate("slow piano", **settings).codes
+    assert torch.equal(codes[0], plain[0]) and torch.equal(
+        codes[..., :10], plain[..., :10].expand(3, -1, -1)
+    )
+    assert int((codes[1, 0] != plain[0, 0]).nonzero()[0]) == 20
+    assert not torch.equal(codes[2], plain[0])  # what was heard in the given music is changed
+
+
+def test_half_precision(model, sae):
+    lm = copy.deepcopy(model.lm).half()
+    half = MusicModel("tiny", MusicGen("tiny", tiny_codec(), lm, max_duration=30), torch.float16)
+    codes = random_codes(1, 12)
+    x = trace.residuals(half, codes, [1])[1][0]
+    f = firing(sae, x.float())
+    streams = read(half, [None, Knob(sae, f, how="ablate"), Patch(1, x.flip(0))], codes, 1)
+    a = sae.encode(x.float())[:, [f]]
+    assert streams.dtype == torch.float16 and torch.equal(streams[0], x)
+    assert torch.equal(streams[1], (x.float() - a * sae.directions[f]).half())
+    assert torch.equal(streams[2], x.flip(0))
 
 
 # -- many rows

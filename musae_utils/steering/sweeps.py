@@ -84,7 +84,7 @@ def sweep(
         guidance=guidance, temperature=temperature, top_k=top_k, batch=batch,
     )  # fmt: skip
     settings = dict(guidance=guidance, temperature=temperature, top_k=top_k, progress=progress)
-    parts: list[Generation] = []
+    audio, codes = [], []
     with contextlib.ExitStack() as stack:
         run = folder and stack.enter_context(
             Run(folder, config, fingerprints={"model": model.fingerprint})
@@ -93,23 +93,19 @@ def sweep(
             these = slice(first, first + batch)
             name = f"rows-{first:05d}.safetensors"
             if run and run.has(name):
-                codes = load_file(run.path(name))["codes"].long()
-                about = {}
-                parts.append(Generation(model.decode(codes), codes, model.sample_rate, [], about))
+                codes.append(load_file(run.path(name))["codes"].long())
+                audio.append(model.decode(codes[-1]))
                 continue
             played = trace.edit(model, edits(model, rows[these], seconds, guided)).generate(
                 prompts[these], seconds, seed=seeds[these], **settings
             )
-            parts.append(played)
+            audio.append(played.audio)
+            codes.append(played.codes)
             if run:
                 kept = {"codes": played.codes.to(torch.int32).contiguous()}
                 run.save(name, lambda path, kept=kept: save_file(kept, path))
-    provenance = dict(
-        config, model=model.name, fingerprint=model.fingerprint, sample_rate=model.sample_rate
-    )
-    audio = torch.cat([part.audio for part in parts])
-    codes = torch.cat([part.codes for part in parts])
-    return Generation(audio, codes, model.sample_rate, prompts, provenance)
+    provenance = dict(config, model=model.name, fingerprint=model.fingerprint)
+    return Generation(torch.cat(audio), torch.cat(codes), model.sample_rate, prompts, provenance)
 
 
 def _one_each(values: list, rows: int, what: str) -> list:
