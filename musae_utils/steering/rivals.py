@@ -78,7 +78,7 @@ def controls(
     if where is None:
         holds, what = code > 0, "fires"
     else:
-        holds, what = torch.as_tensor(np.asarray(where, bool)), "holds, as given by where,"
+        holds, what = torch.as_tensor(np.asarray(where, bool)), "is for what, by where=, holds"
         if len(holds) != len(store) or holds.shape[1:] not in ((), (len(listed),)):
             raise ValueError(
                 f"where has shape {tuple(holds.shape)}; the store has {len(store)} rows."
@@ -89,14 +89,14 @@ def controls(
         often = "in all" if share[bad[0]] else "in none"
         raise ValueError(
             f"Feature {listed[bad[0]]} {what} {often} of {len(x):,} rows: there is nothing to tell "
-            "apart. Choose another, or say with where= what it is for."
+            "apart. Choose another feature, or say with where= in which rows its concept holds."
         )
     said = sae.directions.float().cpu()
-    own, spread = said[listed], x.std(0).clamp_min(1e-12)
+    own, spread = said[listed], _floored(x.std(0))
     apart = torch.stack([x[h].mean(0) - x[~h].mean(0) for h in holds.T])  # (n, d)
     centred = x - x.mean(0)
     values, axes = torch.linalg.eigh(centred.T @ centred / len(x))
-    values = values.clamp_min(1e-12)
+    values = _floored(values)
     # Another feature that never fires; where all do, one that does so least.
     fired[listed] = fired[~said.any(1)] = len(x) + 1
     silent = fired.argsort(stable=True)[: max(1, int((fired == 0).sum()))]
@@ -136,6 +136,11 @@ def _codes(sae: SAE, x: torch.Tensor, features: np.ndarray) -> tuple[torch.Tenso
     return torch.cat(some), fired
 
 
+def _floored(spread: torch.Tensor) -> torch.Tensor:
+    """Spreads to divide by: what hardly varies would only show its rounding."""
+    return spread.clamp_min(1e-6 * float(spread.max()) + 1e-30)
+
+
 def _best(apart: torch.Tensor, spread: torch.Tensor, axes: torch.Tensor) -> torch.Tensor:
     """Of each row of differences of means the axis with the largest by its spread, signed."""
     scores = apart / spread
@@ -145,7 +150,7 @@ def _best(apart: torch.Tensor, spread: torch.Tensor, axes: torch.Tensor) -> torc
 
 def _most_alike(code: torch.Tensor, other: SAE, x: torch.Tensor) -> torch.Tensor:
     """Of each feature the one of another SAE whose activations correlate best over the rows."""
-    mine = (code - code.mean(0)) / code.std(0).clamp_min(1e-12)
+    mine = code - code.mean(0)
     products = torch.zeros(code.shape[1], other.config.d_sae)
     first, square = torch.zeros(other.config.d_sae), torch.zeros(other.config.d_sae)
     step = max(1, DENSE // other.config.d_sae)
@@ -154,5 +159,5 @@ def _most_alike(code: torch.Tensor, other: SAE, x: torch.Tensor) -> torch.Tensor
         products += a.T @ b
         first += b.sum(0)
         square += b.square().sum(0)
-    spread = (square / len(x) - (first / len(x)).square()).clamp_min(1e-12).sqrt()
-    return (products / spread).argmax(1)
+    spread = (square / len(x) - (first / len(x)).square()).clamp_min(0).sqrt()
+    return (products / _floored(spread)).argmax(1)
