@@ -391,7 +391,7 @@ def _read(reply: Any) -> dict[str, Any]:
     usage = usage if isinstance(usage, dict) else {}
     counts = [usage.get(name) for name in ("prompt_tokens", "completion_tokens")]
     counts = [count if isinstance(count, int) and count >= 0 else 0 for count in counts]
-    return {"text": _shortly(str(text), 100_000), "refused": refused, "tokens": counts}
+    return {"text": _shortly(str(text), 1_000_000), "refused": refused, "tokens": counts}
 
 
 def _parsed(text: str) -> Answer:
