@@ -498,10 +498,17 @@ def scoreboard_table(entries: Sequence[Mapping[str, Any]]) -> str:
 
 
 def quote_scoreboard(root: Path = ROOT) -> str:
-    """Return ``README.md`` with its scoreboard section as ``data/scoreboard.json`` has it."""
+    """Return ``README.md`` with the figures of ``data/scoreboard.json``, without their details."""
     text = (root / "README.md").read_text(encoding="utf-8")
-    board = root / "data" / "scoreboard.json"
-    table = scoreboard_table(runs.load_json(board)) if board.exists() else "Not computed yet."
+    board, table = root / "data" / "scoreboard.json", "Not computed yet."
+    if board.exists():
+        entries = runs.load_json(board)
+        names = {entry["name"] for entry in entries}
+        details = {
+            name for name in names
+            if re.search(r"\.\d+$", name) or any(name.startswith(f"{n}.") for n in names)
+        }  # fmt: skip
+        table = scoreboard_table([e for e in entries if e["name"] not in details])
     pattern = re.compile(f"(?<={re.escape(QUOTE[0])}\n).*?(?={re.escape(QUOTE[1])})", re.DOTALL)
     return pattern.sub(lambda _: f"\n{table}\n\n", text)
 

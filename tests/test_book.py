@@ -263,7 +263,8 @@ def test_the_scoreboard_is_quoted_with_its_intervals(tmp_path):
     assert "| `nano.codec.x` | 0.971 | 0.96 – 0.98 | 64 |" in table
     assert "| `trace.y` | 1 ratio |  |  |" in table and "12346 s" in table and "| – |" in table
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "scoreboard.json").write_text(json.dumps(entries))
+    details = [{**entries[1], "name": name} for name in ("trace.y.short", "nano.books.1")]
+    (tmp_path / "data" / "scoreboard.json").write_text(json.dumps(entries + details))
     begin, end = book.QUOTE
     (tmp_path / "README.md").write_text(f"Before\n\n{begin}\nold \\1 old\n{end}\n\nAfter\n")
     quoted = book.quote_scoreboard(tmp_path)
