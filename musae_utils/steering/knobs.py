@@ -17,6 +17,7 @@ from musae_utils import trace
 from musae_utils.features.atlas import FeatureAtlas, _fingerprint
 from musae_utils.models import MusicModel
 from musae_utils.sae import SAE
+from musae_utils.sae.architectures import BATCHED
 from musae_utils.sae.files import _placed
 from musae_utils.trace import HALVES, HookPoint, _check_window, _frames, _layer_index, _numbers
 
@@ -24,6 +25,7 @@ HOW = ("add", "scale", "ablate", "clamp")
 MOST = 100.0  # a strength beyond this is a slip of the pen: S1's lie between 0 and 1
 ALWAYS = 0.99  # share of rows from which a feature counts as always on
 DENSE = 2**25  # activations worked out at once
+COMPETING = ("topk", "rmsnorm")  # a feature's activation depends on all others
 
 
 @dataclass(frozen=True, eq=False)
@@ -258,24 +260,36 @@ def _strengths(turn: Turn, n_frames: int, frame_rate: float) -> torch.Tensor:
 
 
 class _Reader(NamedTuple):
-    """Which activations are needed of one SAE: entry i is feature `columns[i]` in `rows[i]`, and
-    goes to `slots[i]` there. `own` are the rows, without repeats, and `among` finds them again."""
+    """Which activations are needed of one SAE.
 
-    sae: SAE
+    Entry i is feature `columns[i]` of `part` in `rows[i]`, and goes to `slots[i]` there. `own` are
+    the rows, without repeats, and `among` finds them again. Where features compete, `whole` decides
+    which of them win, and `features` are the part's there.
+    """
+
+    part: SAE
     rows: torch.Tensor
     slots: torch.Tensor
     columns: torch.Tensor
     own: torch.Tensor
     among: torch.Tensor
+    whole: SAE | None
+    features: torch.Tensor
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Activations of shape (entries, n) for a stream of shape (B, n, d)."""
         flat = x[self.own].flatten(0, 1)
-        wanted, of = self.columns.unique(return_inverse=True)
-        step = max(1, DENSE // self.sae.config.d_sae)
-        seen = torch.cat([self.sae.encode(part)[:, wanted] for part in flat.split(step)])
-        seen = seen.unflatten(0, (len(self.own), -1)).to(x.device)
-        return seen[self.among, :, of]
+        code = self.part.encode(flat)
+        seen = code.unflatten(0, (len(self.own), -1))[self.among, :, self.columns]
+        if self.whole is not None and (seen > 0).any():
+            # What is not positive never wins, and so spares the others: they are most of the cost.
+            hopes = torch.zeros(len(self.own), x.shape[1], device=seen.device)
+            hopes = hopes.index_add(0, self.among.to(seen.device), (seen > 0).float())
+            at = hopes.flatten().nonzero()[:, 0]
+            parts = flat[at.to(flat.device)].split(max(1, DENSE // self.whole.config.d_sae))
+            code[at] = torch.cat([self.whole.encode(one)[:, self.features] for one in parts])
+            seen = code.unflatten(0, (len(self.own), -1))[self.among, :, self.columns]
+        return seen.to(x.device)
 
 
 class _Turns:
@@ -345,17 +359,16 @@ def _reader(entries: list[tuple[SAE, int, int, int]]) -> _Reader:
     rows, slots, features = (torch.tensor(part) for part in list(zip(*entries, strict=True))[1:])
     own, among = rows.unique(return_inverse=True)
     wanted, columns = features.unique(return_inverse=True)
-    if sae.config.architecture in ("topk", "rmsnorm"):  # features compete: all must be known
-        return _Reader(sae, rows, slots, features, own, among)
-    return _Reader(_part(sae, wanted), rows, slots, columns, own, among)
+    whole = sae if sae.config.architecture in COMPETING else None
+    return _Reader(_part(sae, wanted), rows, slots, columns, own, among, whole, wanted)
 
 
 def _part(sae: SAE, features: torch.Tensor) -> SAE:
-    """An SAE of some of the features, which fire as in the whole where they do not compete."""
-    n = sae.config.d_sae
+    """An SAE of some of the features: they fire as in the whole, or as if none competed."""
+    n, kind = sae.config.d_sae, sae.config.architecture
     config = dataclasses.replace(
-        sae.config, d_sae=len(features), k=sae.config.k and 1,
-        prefixes=(len(features),) if sae.config.prefixes else (),
+        sae.config, d_sae=len(features), architecture="standard" if kind in COMPETING else kind,
+        k=1 if kind in BATCHED else None, prefixes=(len(features),) if sae.config.prefixes else (),
     )  # fmt: skip
     part = SAE(config, sae.hook_point, seed=None).to(sae.W_enc.device)
     part.load_state_dict(
