@@ -122,6 +122,11 @@ class Knob:
         own = (self.sae.W_dec[self.feature] / self.sae.scale).detach().float().cpu()
         return own if self.along is None else own.norm() * self.along / self.along.norm()
 
+    @property
+    def owner(self) -> SAE:
+        """What `layer` depends on."""
+        return self.sae
+
     def layer(self, model: MusicModel) -> int:
         """Where it belongs in this model; `ValueError` if the SAE is of another one."""
         layer = _placed(self.sae, model)
@@ -180,6 +185,11 @@ class Patch:
                 f"The stream of a patch has shape (positions, d), not {tuple(stream.shape)}."
             )
         object.__setattr__(self, "stream", stream)
+
+    @property
+    def owner(self) -> Patch:
+        """What `layer` depends on."""
+        return self
 
     def layer(self, model: MusicModel) -> int:
         """The layer it is for, if this model has it and its stream is as wide."""
@@ -426,7 +436,11 @@ def edits(
     >>> edited.continue_from(sound, 5, ["calm piano"] * 2, same_noise=True)  # doctest: +SKIP
     """
     rows, n_frames = _listed(rows), model._checked_frames(seconds)
-    placed = [[(one.layer(model), one) for one in row] for row in rows]
+    layers: dict[Any, int] = {}  # of SAEs and patches, each checked once
+    for one in (one for row in rows for one in row):
+        if one.owner not in layers:
+            layers[one.owner] = one.layer(model)
+    placed = [[(layers[one.owner], one) for one in row] for row in rows]
     out = []
     for layer in sorted({layer for row in placed for layer, _ in row}):
         here = [[one for at, one in row if at == layer] for row in placed]

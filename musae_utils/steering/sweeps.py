@@ -77,7 +77,11 @@ def sweep(
     if not isinstance(batch, int) or batch < 1:
         raise ValueError(f"batch is a number of rows from 1 up, not {batch!r}.")
     guided = guidance != 1
-    edits(model, rows, seconds, guided)  # whatever is wrong is said before anything is played
+    # All at once, so that whatever is wrong is said before anything is played.
+    parts = {
+        first: edits(model, rows[first : first + batch], seconds, guided)
+        for first in range(0, len(rows), batch)
+    }
     told = _told(rows)
     config = dict(
         what="steering sweep", prompts=prompts, rows=told, seeds=seeds, seconds=seconds,
@@ -89,14 +93,14 @@ def sweep(
         run = folder and stack.enter_context(
             Run(folder, config, fingerprints={"model": model.fingerprint})
         )
-        for first in range(0, len(rows), batch):
+        for first, asked in parts.items():
             these = slice(first, first + batch)
             name = f"rows-{first:05d}.safetensors"
             if run and run.has(name):
                 codes.append(load_file(run.path(name))["codes"].long())
                 audio.append(model.decode(codes[-1]))
                 continue
-            played = trace.edit(model, edits(model, rows[these], seconds, guided)).generate(
+            played = trace.edit(model, asked).generate(
                 prompts[these], seconds, seed=seeds[these], **settings
             )
             audio.append(played.audio)
