@@ -29,7 +29,7 @@ QUIET = 0.1  # of the active examples' median activation, up to which an example
 LEAST = 3  # active and silent examples in each half
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Example:
     """A clip, or a window of one.
 
@@ -49,6 +49,8 @@ class Example:
         Hz.
     truth : Truth or None
         Of the whole clip.
+    curve : float array of shape (frames,), or None
+        The feature's activation in each frame, where codes were given.
     """
 
     clip: int
@@ -60,6 +62,7 @@ class Example:
     audio: np.ndarray = field(repr=False)
     sample_rate: int
     truth: Truth | None = field(repr=False, default=None)
+    curve: np.ndarray | None = field(repr=False, default=None)
 
 
 @dataclass(frozen=True)
@@ -135,7 +138,7 @@ def choose_examples(
     seconds : float, optional
         Length of windows; by default an example is a whole clip.
     codes : sparse array of shape (rows, features), optional
-        What `features.encode` gave; needed for windows.
+        What `features.encode` gave; needed for windows, and for what `Truth` says of frames.
     store : ActivationStore, optional
         Where truth comes from, if `sound` gives none.
     seed : int
@@ -157,6 +160,8 @@ def choose_examples(
     if n < LEAST:
         raise ValueError(f"At least {LEAST} examples of each kind are needed; n is {n}.")
     clip, start, length, score = _units(atlas, feature, seconds, codes)
+    column = None if codes is None else codes[:, [feature]].toarray().ravel()
+    first = np.cumsum([0, *(c["frames"] for c in atlas.clips)])
     rng = np.random.default_rng(seed)
     kin = np.array([c["kin"] for c in atlas.clips])
     order = rng.permutation(np.unique(kin))
@@ -189,9 +194,11 @@ def choose_examples(
         audio, sample_rate, truth = _heard(sound, int(clip[unit]), store)
         whole = seconds is None
         part = audio if whole else audio[round(begin * sample_rate) : round(end * sample_rate)]
+        at = first[clip[unit]] + start[unit]
         return Example(
             int(clip[unit]), about["name"], about["group"], float(begin), float(end),
             float(score[unit]), part, sample_rate, truth,
+            None if column is None else column[at : at + length[unit]],
         )  # fmt: skip
 
     made = [

@@ -94,7 +94,7 @@ def test_it_abstains_where_nothing_differs_or_too_few_were_heard(monkeypatch):
     for trial in range(20):
         label = Descriptors().label(half(trial, sounds[:N], sounds[N:]))
         found += not label.abstains
-        assert not label.abstains or "No descriptor differs clearly" in label.evidence
+        assert not label.abstains or "No difference has a clear name" in label.evidence
     assert found <= 3, "one in twenty, corrected for 59 questions"
     monkeypatch.setattr(contrast, "describe", lambda x, _: {name: x[0] for name in names})
     assert not Descriptors().label(half(0, [[1.0]] * N, [[0.0]] * N)).abstains

@@ -1,15 +1,19 @@
 """Halves share no composition, active and silent are what they say, odd features are answered."""
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from planted import POINT, TopK, clip_of, store_of
 from scipy import sparse
 
+from musae_utils import stats
 from musae_utils.features import FeatureAtlas, encode
 from musae_utils.labels import Label, Truth, choose_examples, name_features
+from musae_utils.labels.contrast import followed
 from musae_utils.labels.examples import LEAST, QUIET
+from musae_utils.music import concepts
 
 TONIC_C, TONIC_G, DRUMS, CLIPS = 12, 19, 24, 60
 
@@ -70,6 +74,7 @@ def test_halves_share_no_composition_and_are_what_they_say(atlas, clips, codes, 
                 here = codes[starts[e.clip] : starts[e.clip + 1], [feature]].toarray()[rows]
                 assert e.activation == pytest.approx(here.mean(), rel=1e-4, abs=1e-6)
                 assert e.end - e.start == pytest.approx(len(here) / 50)
+                np.testing.assert_array_equal(e.curve, here[:, 0])
                 sound = clip.audio if seconds is None else clip.audio[rows.start * 320 :]
                 np.testing.assert_array_equal(e.audio, sound[: len(e.audio)])
                 if seconds:
@@ -155,3 +160,31 @@ def test_the_planted_concept_is_found_and_nothing_is_found_where_nothing_is(atla
             named[f"noise {seed}"] = Truth().label(chosen.finding)
     found = [label.text for name, label in named.items() if str(name).startswith("noise")]
     assert len(found) > 3 and sum(map(bool, found)) <= 1, found
+
+
+def test_a_feature_of_frames_is_named_by_its_frames(atlas, clips, codes):
+    """Beats are in every clip alike, so only frame by frame can such a feature be named."""
+    chosen = choose_examples(atlas, TONIC_C, clips.__getitem__, 10, None, codes).finding
+    rng = np.random.default_rng(0)
+
+    def beating(share):
+        made = []
+        for e in chosen.all:
+            held = concepts.frame_concepts(e.truth)["beat: on the beat"][: len(e.curve)]
+            made.append(replace(e, curve=share * held + rng.random(len(held))))
+        n = len(chosen.active)
+        return replace(chosen, active=made[:n], silent=made[n:])
+
+    half = beating(0.5)
+    found = followed(half)
+    held = [concepts.frame_concepts(e.truth)["beat: on the beat"] for e in half.all]
+    curve = np.concatenate([e.curve for e in half.all])
+    expected = stats.auc(curve[:, None], np.concatenate(held)[:, None])[0, 0]
+    assert found.loc["beat: on the beat", "auc"] == pytest.approx(expected)
+    assert found["auc"].idxmax() == "beat: on the beat"
+    beats = replace(half, silent=half.active[::2], active=half.active[1::2])  # tonics are alike
+    assert Truth().label(beats).abstains, "too few compositions to be sure of it"
+    label = Truth().label(replace(half, active=half.all[::2], silent=half.all[1::2]))
+    assert label.text == "beat: on the beat" and "Over frames, AUC" in label.evidence, label
+    assert (stats.holm(followed(beating(0.0))["p"]) > 0.05).all(), "nothing is followed by noise"
+    assert followed(choose_examples(atlas, TONIC_C, clips.__getitem__).finding).empty
