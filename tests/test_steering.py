@@ -591,7 +591,7 @@ def test_rows_and_rivals_that_cannot_be(model, sae, store):
         (lambda: steering.controls(planted, 48, store), "features 0 to 47"),
         (lambda: steering.controls(planted, 40, store), "Feature 40 fires in none of"),
         (lambda: steering.controls(always, 31, store), "Feature 31 fires in all of"),
-        (lambda: steering.controls(planted, 3, store, where=some | True), "by where=, holds in all of"),
+        (lambda: steering.controls(planted, 3, store, where=some | True), "where=, holds in all"),
         (lambda: steering.controls(planted, 3, store, where=some[:-1]), "where has shape"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=word):
