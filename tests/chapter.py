@@ -34,3 +34,8 @@ class Chapter:
             file.write_text(cell.source)
             exec(compile(cell.source, str(file), "exec"), space)
         return space
+
+    def begin(self):
+        """Its parameters in the smoke profile, and the cell that loads the model."""
+        space = self({}, 'profile: str = "full"')
+        return self({**space, "profile": "smoke"}, "models.load(model)")

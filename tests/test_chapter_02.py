@@ -13,8 +13,7 @@ execute = Chapter("02_the_model_plays")
 @pytest.fixture(scope="module")
 def start():
     """The parameters, the imports and the nano model."""
-    space = execute({}, 'profile: str = "full"')
-    return execute({**space, "profile": "smoke"}, "models.load(model)")
+    return execute.begin()
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,7 @@ execute = Chapter("03_tracing_and_intervening")
 @pytest.fixture(scope="module")
 def start():
     """The parameters, the imports, the nano model, and the residual streams of two pieces."""
-    space = execute({}, 'profile: str = "full"')
-    space = execute({**space, "profile": "smoke"}, "models.load(model)")
+    space = execute.begin()
     return execute(space, "nn = nnsight.NNsight", "kept = {}", "stations = list(streams)")
 
 

@@ -12,8 +12,7 @@ execute = Chapter("04_what_the_model_knows")
 @pytest.fixture(scope="module")
 def read():
     """The nano model has read 64 pieces of 7 s."""
-    space = execute({}, 'profile: str = "full"')
-    space = execute({**space, "profile": "smoke"}, "models.load(model)")
+    space = execute.begin()
     return execute(space, "codes = musicgen.encode(clips)", n=64, seconds=7)
 
 

@@ -17,8 +17,7 @@ def start(tmp_path_factory):
     """The parameters, the imports, the nano model, eight pieces and their store."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("chapter"))
-        space = execute({}, 'profile: str = "full"')
-        space = execute({**space, "profile": "smoke"}, "models.load(model)")
+        space = execute.begin()
         yield execute(space, "sounds = zlib.crc32")
 
 

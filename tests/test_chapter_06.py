@@ -17,8 +17,7 @@ def toy(tmp_path_factory):
     """The parameters, the imports, the nano model, and the planted directions."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("chapter"))
-        space = execute({}, 'profile: str = "full"')
-        space = execute({**space, "profile": "smoke"}, "models.load(model)")
+        space = execute.begin()
         yield execute(space, "planted, active = 40, 3", "def by_hand(", "def matched(")
 
 

@@ -16,8 +16,7 @@ def start(tmp_path_factory):
     """The parameters, the imports, the nano model and the dictionaries, on 24 pieces a side."""
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(tmp_path_factory.mktemp("chapter"))
-        space = execute({}, 'profile: str = "full"')
-        space = execute({**space, "profile": "smoke"}, "models.load(model)")
+        space = execute.begin()
         yield execute(space, "def harvested(split)", "features.encode(sae, unseen)", n=24)
 
 

@@ -91,13 +91,15 @@ class Coder(Protocol):
 # -- activations -----------------------------------------------------------------------------------
 
 
-def encode(sae: Coder, store: ActivationStore) -> sparse.csr_array:
-    """Activations of every feature at every row of a store.
+def encode(sae: Coder, store: ActivationStore, rows: np.ndarray | None = None) -> sparse.csr_array:
+    """Activations of every feature at the rows of a store.
 
     Parameters
     ----------
     sae : Coder
     store : ActivationStore
+    rows : int array of shape (n,), optional
+        Numbers of the rows; all unless given.
 
     Returns
     -------
@@ -118,11 +120,12 @@ def encode(sae: Coder, store: ActivationStore) -> sparse.csr_array:
             f"{store.widths[hook]} wide: it was trained on something else."
         )
     read = getattr(sae, "encode_sparse", sae.encode)
+    rows = np.arange(len(store)) if rows is None else rows
     step, parts = max(1, DENSE // n_features), []
     with torch.no_grad():
-        for first in range(0, len(store), step):
-            rows = store[hook][first : first + step].to(sae.W_dec.device, torch.float32)
-            parts.append(_sparse(read(rows), len(rows), n_features))
+        for first in range(0, len(rows), step):
+            x = store[hook][rows[first : first + step]].to(sae.W_dec.device, torch.float32)
+            parts.append(_sparse(read(x), len(x), n_features))
     codes = sparse.vstack(parts, "csr")
     if not (np.isfinite(codes.data).all() and (codes.data >= 0).all()):
         raise ValueError("The SAE's activations are NaN, infinite or negative: it is damaged.")
@@ -938,14 +941,19 @@ def _concepts(store, codes, track_mean, seed):
     return {"frame": frame, "clip": clip}, holds
 
 
+def compositions_of(holds: np.ndarray, composition: np.ndarray) -> np.ndarray:
+    """In how many compositions each concept holds, and in how many it fails: (2, concepts)."""
+    where = np.zeros((2, composition.max() + 1, holds.shape[1]), bool)
+    for found, rows in zip(where, (holds, ~holds), strict=True):
+        np.logical_or.at(found, composition, rows)
+    return where.sum(1)
+
+
 def _followed(scores, names, labels, composition, found_on) -> Followed:
     halves, seen = [], []
     for half in (found_on, ~found_on):
         halves.append(stats.auc(scores[half], labels[half]).astype(np.float32))
-        for holds in (labels[half], ~labels[half]):  # in how many compositions, and fails in
-            where = np.zeros((composition.max() + 1, len(names)), bool)
-            np.logical_or.at(where, composition[half], holds)
-            seen.append(where.sum(0))
+        seen += [*compositions_of(labels[half], composition[half])]
     for auc in halves:
         auc[:, np.min(seen, axis=0) < MIN_COMPOSITIONS] = np.nan
     # Mann and Whitney's standard error, with compositions for independent samples.

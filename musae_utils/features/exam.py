@@ -54,7 +54,7 @@ from tqdm.auto import tqdm
 
 from musae_utils import stats
 from musae_utils.activations import ActivationStore
-from musae_utils.features.atlas import Coder, _point, _sparse
+from musae_utils.features.atlas import Coder, _point, compositions_of, encode
 from musae_utils.music import concepts
 from musae_utils.sae import SAE
 from musae_utils.sae.architectures import BATCHED
@@ -277,12 +277,8 @@ class _Concepts:
 
     def common(self) -> set[str]:
         """Concepts with enough compositions, on either side of the question."""
-        said = [self.holds, ~self.holds]
-        n = self.composition.max() + 1
-        seen = np.zeros((2, n, len(self.names)), bool)
-        for where, holds in zip(seen, said, strict=True):
-            np.logical_or.at(where, self.composition, holds)
-        return {self.names[i] for i in np.flatnonzero((seen.sum(1) >= LEAST).all(0))}
+        seen = compositions_of(self.holds, self.composition)
+        return {self.names[i] for i in np.flatnonzero((seen >= LEAST).all(0))}
 
     def of(self, wanted: list[str]) -> np.ndarray:
         return self.holds[:, [self.names.index(name) for name in wanted]]
@@ -316,15 +312,14 @@ class _Side:
 
     def read(self, coder: Coder) -> dict[str, sparse.csr_array | np.ndarray]:
         """Activations (n, features): of frames, and means of clips."""
-        read = getattr(coder, "encode_sparse", coder.encode)
-        n, rows = len(coder.W_dec), self.store[_point(coder)]
-        signed = isinstance(coder, Directions)
-        parts = []
-        with torch.no_grad():
-            for some in np.array_split(self.rows, max(1, len(self.rows) // 4096)):
-                found = read(rows[some].to(coder.W_dec.device, torch.float32))
-                parts.append(found.cpu().numpy() if signed else _sparse(found, len(some), n))
-        frames = np.concatenate(parts) if signed else sparse.vstack(parts, "csr")
+        if isinstance(coder, Directions):  # signed, so nothing of it is zero
+            x, device = self.store[_point(coder)], coder.W_dec.device
+            parts = np.array_split(self.rows, max(1, len(self.rows) // 4096))
+            with torch.no_grad():
+                read = [coder.encode(x[some].to(device, torch.float32)).cpu() for some in parts]
+            frames = torch.cat(read).numpy()
+        else:
+            frames = encode(coder, self.store, self.rows)
         counts = np.bincount(self.clip)
         pool = sparse.csr_array(
             (1 / counts[self.clip], (self.clip, np.arange(len(self.clip)))),

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from musae_utils.activations import ActivationStore
     from musae_utils.models import MusicModel
 
-DATA = Path(__file__).resolve().parents[2] / "data" / "nano"
 DEPTHS = (0.2, 0.6, 1.0)  # of the layers: early, middle, late
 CLIPS, SECONDS, SEED = 800, 10.0, 0  # composed training music
 STEPS = 3000
@@ -66,10 +65,10 @@ def pretrained(
     FileNotFoundError
         Nothing ships for this layer of this model, and no store was given.
     """
-    from musae_utils import trace
+    from musae_utils import models, trace
 
     hook = trace.HookPoint.of(model, layer)
-    path = DATA / f"sae-{layer}.safetensors"
+    path = models.NANO_FOLDER / f"sae-{layer}.safetensors"
     if path.exists():
         sae = SAE.load(path)
         if (sae.hook_point or {}).get("fingerprint") == hook.fingerprint:
@@ -111,7 +110,7 @@ def main() -> None:
             "music": {"clips": asked.clips, "seconds": SECONDS, "seed": SEED, "split": "train"},
             "last": trained.history[-1], "seconds": round(time.monotonic() - began),
         }  # fmt: skip
-        path = DATA / f"sae-{layer}.safetensors"
+        path = models.NANO_FOLDER / f"sae-{layer}.safetensors"
         trained.sae.save(path, half=True)
         print(f"{path}: {path.stat().st_size / 1e6:.1f} MB, sha256 {runs.sha256(path)[:12]}")
 
