@@ -56,7 +56,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Yields
     ------
     Path
-        A name in the same folder, with the same suffix, for any library's writer.
+        A file of the same name in a folder beside it, for any library's writer.
 
     Raises
     ------
@@ -64,10 +64,14 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         The disk is full. ``path`` is then what it was before, and nothing else is left behind.
     """
     path = Path(path)
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.partial{path.suffix}")
+    # A folder of its own: some writers (safetensors') keep a temporary file beside their target,
+    # readable by its owner alone, and a kill would leave that file among the artifacts.
+    desk = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    temporary = desk / path.name
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        desk.mkdir(parents=True, exist_ok=True)
         yield temporary
+        temporary.chmod(desk.stat().st_mode & 0o666)
         _flush(temporary)
         os.replace(temporary, path)
         _flush(path.parent)
@@ -76,7 +80,7 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             raise RunError(_full(path)) from None
         raise
     finally:
-        temporary.unlink(missing_ok=True)
+        shutil.rmtree(desk, ignore_errors=True)
 
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:
@@ -202,7 +206,7 @@ class Run:
 
     def _open(self, asked: dict[str, Any]) -> None:
         for leftover in self.folder.glob(".*.partial*"):  # of a session that was killed
-            leftover.unlink()
+            shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
         record = self.folder / "run.json"
         self.resumed = record.exists()
         kept = load_json(record) if self.resumed else {**asked, "sessions": []}

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -296,6 +297,32 @@ def test_killed_anywhere_it_ends_with_the_same_result(tmp_path):
         straight, killed = (tmp_path / f / name for f in ("straight", "killed"))
         assert straight.read_bytes() == killed.read_bytes()
     assert not list((tmp_path / "killed").glob(".*.partial*"))
+
+
+def test_what_a_writer_puts_beside_its_file_goes_with_it(tmp_path):
+    run, mask = Run(tmp_path, {}), os.umask(0o022)
+
+    def write(path):
+        (path.parent / ".tmpXYZ").touch()  # as safetensors does, with a mode of its own
+        path.write_bytes(b"weights")
+        path.chmod(0o600)
+
+    try:
+        path = run.save("weights.bin", write)
+        process = multiprocessing.get_context("fork").Process(
+            target=run.save, args=("more.bin", lambda path: (write(path), os._exit(9)))
+        )
+        process.start()
+        process.join()
+    finally:
+        os.umask(mask)
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert process.exitcode == 9 and list(tmp_path.glob(".*.partial"))
+    run.close()
+    Run(tmp_path, {}).close()
+    assert {entry.name for entry in tmp_path.iterdir()} == {
+        ".lock", "run.json", "artifacts.json", "weights.bin",
+    }  # fmt: skip
 
 
 def test_a_kill_between_the_file_and_its_checksum_is_no_damage(tmp_path):
