@@ -190,7 +190,7 @@ class MultimodalLLM:
         calls, cached, seconds, dollars = 0, 0, 0.0, 0.0
         for half in (chosen.finding for chosen in features if not chosen.problem):
             sent = _sent(half)
-            if self._run.has(self._file(sent, 0)):
+            if self._run.has(_file(sent, 0)):
                 cached += 1
                 continue
             calls += 1
@@ -225,25 +225,8 @@ class MultimodalLLM:
             No key or a wrong one, a server that cannot be reached or stays busy, a request that it
             does not accept, or the budget does not suffice.
         """
-        sent, paid, why = _sent(half), 0.0, ""
-        for reading in range(READINGS):
-            reply = self._reply(sent, reading)
-            paid += reply["dollars"]
-            if reply["refused"]:
-                return abstain(half, self.name, f"The model refused: {reply['text']}", paid)
-            try:
-                answer = _parsed(reply["text"])
-            except ValueError:
-                why = f"The answer was not what was asked for: {reply['text'] or 'it is empty'}"
-                continue
-            if answer.abstain or not (answer.label or "").strip():
-                said = answer.evidence or "The model heard nothing that tells them apart."
-                return abstain(half, self.name, said, paid)
-            return Label(
-                feature=half.feature, method=self.name, text=answer.label,
-                evidence=answer.evidence or "", cost=paid,
-            )  # fmt: skip
-        return abstain(half, self.name, why, paid)
+        sent = _sent(half)
+        return _label(half, self.name, lambda reading: self._reply(sent, reading))
 
     def close(self) -> None:
         """Let another process use the folder."""
@@ -265,17 +248,9 @@ class MultimodalLLM:
         tokens = len(ASKED) / 3 + 10 * len(sent) + AUDIO * seconds
         return (tokens * self.price[0] + ANSWER * self.price[1]) / 1e6
 
-    def _file(self, sent: Sequence[Example], reading: int) -> str:
-        """Name of the answer to a question: the same words and sounds give the same name."""
-        digest = hashlib.sha256(ASKED.encode())
-        for example in sent:
-            digest.update(f"{example.sample_rate} {len(example.audio)}".encode())
-            digest.update(np.ascontiguousarray(example.audio).tobytes())
-        return f"answer-{digest.hexdigest()[:24]}-{reading}.json"
-
     def _reply(self, sent: Sequence[Example], reading: int) -> dict[str, Any]:
         """What the model said: from the disk, or paid for and put there."""
-        name = self._file(sent, reading)
+        name = _file(sent, reading)
         if self._run.has(name):
             return json.loads(self._run.path(name).read_text(encoding="utf-8"))
         key = self._key()
@@ -361,6 +336,38 @@ def _without(text: str, key: SecretStr) -> str:
 def _sent(half: Half) -> list[Example]:
     n = min(CLIPS, len(half.active), len(half.silent))
     return [*half.active[:n], *half.silent[:n]]
+
+
+def _file(sent: Sequence[Example], reading: int) -> str:
+    """Name of the answer to a question: the same words and sounds give the same name."""
+    digest = hashlib.sha256(ASKED.encode())
+    for example in sent:
+        digest.update(f"{example.sample_rate} {len(example.audio)}".encode())
+        digest.update(np.ascontiguousarray(example.audio).tobytes())
+    return f"answer-{digest.hexdigest()[:24]}-{reading}.json"
+
+
+def _label(half: Half, method: str, replied: Callable[[int], dict[str, Any]]) -> Label:
+    """What `READINGS` replies come to; the second is asked for if the first is no answer."""
+    paid, why = 0.0, ""
+    for reading in range(READINGS):
+        reply = replied(reading)
+        paid += reply["dollars"]
+        if reply["refused"]:
+            return abstain(half, method, f"The model refused: {reply['text']}", paid)
+        try:
+            answer = _parsed(reply["text"])
+        except ValueError:
+            why = f"The answer was not what was asked for: {reply['text'] or 'it is empty'}"
+            continue
+        if answer.abstain or not (answer.label or "").strip():
+            said = answer.evidence or "The model heard nothing that tells them apart."
+            return abstain(half, method, said, paid)
+        return Label(
+            feature=half.feature, method=method, text=answer.label,
+            evidence=answer.evidence or "", cost=paid,
+        )  # fmt: skip
+    return abstain(half, method, why, paid)
 
 
 def _messages(sent: Sequence[Example]) -> list[dict]:

@@ -160,8 +160,17 @@ def _omegaconf_classes() -> list[type]:
     return [*containers, *scalars, typing.Any, collections.defaultdict, dict, list, int]
 
 
+def _numpy_scalars() -> list:
+    """What a number of numpy in a checkpoint (a best score, say) is pickled as, old and new."""
+    import numpy as np
+
+    scalar = np._core.multiarray.scalar
+    types_of_numbers = {type(np.dtype(code)) for code in "?bhilqBHILQefd"}
+    return [(scalar, "numpy.core.multiarray.scalar"), scalar, np.dtype, *types_of_numbers]
+
+
 def read_checkpoint(file: str | Path, device: str | torch.device = "cpu") -> dict:
-    """Read a torch checkpoint that may hold tensors, plain data and omegaconf, nothing that acts.
+    """Read a torch checkpoint of tensors, plain data, numpy's numbers and omegaconf alone.
 
     Parameters
     ----------
@@ -176,7 +185,7 @@ def read_checkpoint(file: str | Path, device: str | torch.device = "cpu") -> dic
     """
     file = Path(file)
     try:
-        with torch.serialization.safe_globals(_omegaconf_classes()):
+        with torch.serialization.safe_globals([*_omegaconf_classes(), *_numpy_scalars()]):
             # Mapped, the file's tensors and the model's do not fill memory side by side.
             return torch.load(
                 file, map_location=device, weights_only=True, mmap=zipfile.is_zipfile(file)
