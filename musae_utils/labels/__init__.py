@@ -8,11 +8,19 @@ make the label whether it tells active from silent examples of the other half, b
 `Truth`            the planted concept that the feature follows best; composed music only
 `Descriptors`      measurable differences as a sentence, with effect sizes
 `MultimodalLLM`    a language model that listens, over an OpenAI-compatible service
+`TagLabeler`       the clearest of a tagger's tags; `nano_tagger` ships
+`CLAPLabeler`      the text nearest in a space of sounds and texts; `nano_clap` ships
 =================  =================================================================================
+
+Judges: `TagJudge`, `CLAPLabeler`, and `TruthJudge`, which reads what was written. One that does not
+know what a text speaks of says so (`Unjudged`).
 """
 
+from .clap import AudioTextModel, CLAPLabeler, candidate_texts
 from .contrast import Descriptors, Truth, contrasts, describe
-from .examples import Example, Examples, Half, choose_examples
+from .ears import TruthJudge, nano_clap, nano_tagger
+from .emergent import audible, reached
+from .examples import Example, Examples, Half, choose_examples, shuffled
 from .label import (
     Label,
     Labeler,
@@ -26,10 +34,16 @@ from .label import (
     save,
 )
 from .llm import Estimate, MultimodalLLM
-from .scoring import AudioTextScorer, Scores, agreement, score_labels
+from .marking import agreed, calibrate, mark, mark_concepts, truths
+from .scoring import AudioTextScorer, Scores, Unjudged, agreement, score_labels
+from .studies import Study, study
+from .taggers import Tagger, TagJudge, TagLabeler
+from .words import concepts_in, phrase
 
 __all__ = [
+    "AudioTextModel",
     "AudioTextScorer",
+    "CLAPLabeler",
     "Descriptors",
     "Estimate",
     "Example",
@@ -40,17 +54,37 @@ __all__ = [
     "MultimodalLLM",
     "Named",
     "Scores",
+    "Study",
+    "TagJudge",
+    "TagLabeler",
+    "Tagger",
     "Truth",
+    "TruthJudge",
     "Unavailable",
+    "Unjudged",
     "abstain",
+    "agreed",
     "agreement",
+    "audible",
+    "calibrate",
+    "candidate_texts",
     "choose_examples",
     "clean",
+    "concepts_in",
     "contrasts",
     "describe",
     "load",
+    "mark",
+    "mark_concepts",
     "name_features",
+    "nano_clap",
+    "nano_tagger",
+    "phrase",
+    "reached",
     "safe",
     "save",
     "score_labels",
+    "shuffled",
+    "study",
+    "truths",
 ]

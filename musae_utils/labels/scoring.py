@@ -24,6 +24,7 @@ Measurement 20. Met in notebook 09.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -43,6 +44,10 @@ RIVALS = ("shuffled", "wrong", "random feature")
 OTHERS = 5  # labels of other features, for "shuffled"
 
 
+class Unjudged(ValueError):
+    """A judge cannot judge a text, or these sounds by it; says why. It is no verdict."""
+
+
 class AudioTextScorer(Protocol):
     """A judge.
 
@@ -55,7 +60,13 @@ class AudioTextScorer(Protocol):
     name: str
 
     def score(self, sounds: Sequence[Example], text: str) -> ArrayLike:
-        """How well a text fits each sound: finite numbers of shape (sounds,), more is better."""
+        """How well a text fits each sound: finite numbers of shape (sounds,), more is better.
+
+        Raises
+        ------
+        Unjudged
+            The text names nothing that this judge knows, or it knows nothing of these sounds.
+        """
 
 
 @dataclass(repr=False)
@@ -198,10 +209,13 @@ def score_labels(
                    "text": label.text, "auc": np.nan, "p": np.nan, "adjusted": np.nan}  # fmt: skip
             row |= dict.fromkeys(RIVALS, np.nan) | {"why": why}
             if not why:
-                values = ask(label.text, chosen.scoring)
-                row |= {"auc": _auc(values, chosen.scoring), "p": _p(values, chosen.scoring)}
-                row |= _rivals(ask, label, labels, of, seed)
-                decisions += _decided(ask, label, chosen, values)
+                try:
+                    values = ask(label.text, chosen.scoring)
+                    decisions += _decided(ask, label, chosen, values)
+                    row |= {"auc": _auc(values, chosen.scoring), "p": _p(values, chosen.scoring)}
+                    row |= _rivals(ask, label, labels, of, seed)
+                except Unjudged as error:
+                    row["why"] = str(error)
             rows.append(row)
     table = pd.DataFrame(rows)
     for _, part in table[table["auc"].notna()].groupby(["method", "judge"]):
@@ -297,14 +311,26 @@ def _rivals(ask, label, labels, of, seed) -> dict[str, float]:
     if not others:
         return {}
     half, rate = of[label.feature].scoring, of[label.feature].rate
+
+    def auc(text: str, half: Half) -> float:
+        try:
+            return _auc(ask(text, half), half)
+        except Unjudged:
+            return float("nan")
+
+    def first(others: Iterable[Label], n: int) -> float:
+        """Mean over the first labels that can be judged: one that cannot is no rival."""
+        judged = (auc for auc in (auc(other.text, half) for other in others) if auc == auc)
+        values = list(itertools.islice(judged, n))
+        return float(np.mean(values)) if values else float("nan")
+
     rng = np.random.default_rng([seed, label.feature])
     drawn = [others[i] for i in rng.permutation(len(others))]
-    alike = min(others, key=lambda other: abs(of[other.feature].rate - rate))
-    elsewhere = of[drawn[0].feature].scoring
+    alike = sorted(others, key=lambda other: abs(of[other.feature].rate - rate))
     return {
-        "shuffled": float(np.mean([_auc(ask(o.text, half), half) for o in drawn[:OTHERS]])),
-        "wrong": _auc(ask(alike.text, half), half),
-        "random feature": _auc(ask(label.text, elsewhere), elsewhere),
+        "shuffled": first(drawn, OTHERS),
+        "wrong": first(alike, 1),
+        "random feature": auc(label.text, of[drawn[0].feature].scoring),
     }
 
 
