@@ -13,7 +13,7 @@ Conventions
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -207,6 +207,24 @@ def choose_examples(
         for active, silent in halves
     ]
     return Examples(feature, *made, rate)
+
+
+def shuffled(examples: Examples, seed: int = 0) -> Examples:
+    """The same examples with nothing to find: a coin decides which of each pair counts as active.
+
+    How often a method names or a judge confirms such a feature is its rate of false alarms.
+    """
+    rng = np.random.default_rng([seed, examples.feature])
+
+    def mixed(half: Half) -> Half:
+        coin = rng.random(len(half.active)) < 0.5
+        pairs = [
+            pair[::-1] if turned else pair
+            for pair, turned in zip(zip(half.active, half.silent, strict=True), coin, strict=True)
+        ]
+        return Half(half.feature, [a for a, _ in pairs], [s for _, s in pairs])
+
+    return replace(examples, finding=mixed(examples.finding), scoring=mixed(examples.scoring))
 
 
 def _units(atlas, feature, seconds, codes):
