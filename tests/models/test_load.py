@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hub_cache import go_offline, in_cache
 from omegaconf import OmegaConf
 from safetensors.torch import save_file
 from tiny_models import tiny_codec, tiny_lm
@@ -129,15 +130,6 @@ def write_musicgen(folder, config=None, yaml=False):
     return folder
 
 
-def in_cache(home, name, source):
-    """Lay `source` out as huggingface_hub caches a repository."""
-    repository = home / "hub" / f"models--{name.replace('/', '--')}"
-    snapshot = repository / "snapshots" / ("0" * 40)
-    shutil.copytree(source, snapshot)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text("0" * 40)
-
-
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A Hugging Face home that holds the text encoder; the process is offline in it."""
@@ -151,15 +143,7 @@ def home(tmp_path_factory):
 @pytest.fixture
 def offline(home, monkeypatch):
     """This process, its Hugging Face libraries already imported, offline with that home."""
-    import huggingface_hub.constants as hub
-    import transformers.utils.hub as transformers_hub
-
-    monkeypatch.setattr(hub, "HF_HUB_OFFLINE", True)
-    monkeypatch.setattr(hub, "HF_HUB_CACHE", str(home / "hub"))
-    for name in ("TRANSFORMERS_CACHE", "HF_HUB_CACHE"):
-        if hasattr(transformers_hub, name):
-            monkeypatch.setattr(transformers_hub, name, str(home / "hub"))
-    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    go_offline(home, monkeypatch)
     return home
 
 
