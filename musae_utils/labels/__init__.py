@@ -10,10 +10,13 @@ make the label whether it tells active from silent examples of the other half, b
 `MultimodalLLM`    a language model that listens, over an OpenAI-compatible service
 `TagLabeler`       the clearest of a tagger's tags; `nano_tagger` ships
 `CLAPLabeler`      the text nearest in a space of sounds and texts; `nano_clap` ships
+`LocalLLM`         a language model that listens, on this machine
 =================  =================================================================================
 
 Judges: `TagJudge`, `CLAPLabeler`, and `TruthJudge`, which reads what was written. One that does not
 know what a text speaks of says so (`Unjudged`).
+
+Ears that others trained: `TransformersCLAP`, `LaionCLAP`, `AudioSetAST`, `EssentiaTags`.
 """
 
 from .clap import AudioTextModel, CLAPLabeler, candidate_texts
@@ -34,23 +37,29 @@ from .label import (
     save,
 )
 from .llm import Estimate, MultimodalLLM
+from .local_llm import LocalLLM
 from .marking import agreed, calibrate, mark, mark_concepts, truths
+from .pretrained import AudioSetAST, EssentiaTags, LaionCLAP, TransformersCLAP
 from .scoring import AudioTextScorer, Scores, Unjudged, agreement, score_labels
 from .studies import Study, study
 from .taggers import Tagger, TagJudge, TagLabeler
 from .words import concepts_in, phrase
 
 __all__ = [
+    "AudioSetAST",
     "AudioTextModel",
     "AudioTextScorer",
     "CLAPLabeler",
     "Descriptors",
+    "EssentiaTags",
     "Estimate",
     "Example",
     "Examples",
     "Half",
     "Label",
     "Labeler",
+    "LaionCLAP",
+    "LocalLLM",
     "MultimodalLLM",
     "Named",
     "Scores",
@@ -58,6 +67,7 @@ __all__ = [
     "TagJudge",
     "TagLabeler",
     "Tagger",
+    "TransformersCLAP",
     "Truth",
     "TruthJudge",
     "Unavailable",

@@ -504,14 +504,18 @@ def read(name: str | Path, kind: str, revision: str | None = None, **settings: A
         transformers.utils.logging.set_verbosity_error()  # what it would print is raised below
         try:
             model, info = wanted.from_pretrained(
-                name, revision=revision, output_loading_info=True, **settings
-            )
+                name, revision=revision, output_loading_info=True, ignore_mismatched_sizes=True,
+                **settings,
+            )  # fmt: skip
         finally:
             transformers.utils.logging.set_verbosity(before)
-    lost = sorted(map(str, [*info["missing_keys"], *info.get("mismatched_keys", ())]))
+    other = [lost for lost, *_ in info["mismatched_keys"]]
+    lost = sorted([*info["missing_keys"], *other])
     if lost:
-        raise ValueError(f"{name} lacks {len(lost)} weights of {kind}, such as {lost[0]}: fetch it "
-                         "again, or load what it is.")  # fmt: skip
+        raise ValueError(
+            f"{name} lacks {len(lost)} weights of {kind}, or has them in other sizes than its "
+            f"{CONFIG} says, such as {lost[0]}: fetch it again, or load what it is."
+        )
     return model
 
 

@@ -439,7 +439,7 @@ def wrong_sizes(folder):
         (keep_half, "weights of .* are damaged"),
         (no_weights, "cannot be read: .*no file named"),
         (fewer_weights, "lacks 3 weights of"),
-        (wrong_sizes, "sizes|size mismatch|mismatch|lacks"),
+        (wrong_sizes, r"lacks \d+ weights of .* or has them in other sizes"),
         (other_kind, "is a model of the kind 'bert'"),
         (own_code, "is a model of the kind 'mine'"),
         (no_json, "cannot be read: .*JSON"),
