@@ -12,10 +12,23 @@ import numpy as np
 import pytest
 import torch
 from hub_cache import go_offline, in_cache
-from made_examples import tone
+from made_examples import half, tone
 
-from musae_utils.labels import Example, Unavailable
-from musae_utils.labels.pretrained import AudioSetAST, EssentiaTags, LaionCLAP, TransformersCLAP
+from musae_utils.labels import (
+    AudioSetAST,
+    CLAPLabeler,
+    EssentiaTags,
+    Example,
+    Examples,
+    Label,
+    LaionCLAP,
+    TagJudge,
+    TagLabeler,
+    TransformersCLAP,
+    Unavailable,
+    name_features,
+    score_labels,
+)
 
 LETTERS = ["<s>", "<pad>", "</s>", "<unk>", "<mask>", "Ġ", *"abcdefghijklmnopqrstuvwxyz"]
 
@@ -549,3 +562,23 @@ def test_every_ear_has_what_the_protocols_ask(ears):
     for ear in ears.values():
         assert isinstance(ear.name, str) and ear.fingerprint
     assert {len(listen(ear, tones())) for ear in ears.values()} == {3}
+
+
+def test_ears_name_and_judge_through_the_labels_interfaces(ears):
+    """Loud against soft, which an untrained ear tells apart by some tag or text or by none."""
+    loud = [tone(220, 0.5, level=0.5, seed=i) for i in range(8)]
+    soft = [tone(880, 0.5, level=0.01, seed=9 + i) for i in range(8)]
+    chosen = half(4, loud, soft)
+    labelers = [TagLabeler(ears["ast"]), TagLabeler(ears["essentia"]),
+                *(CLAPLabeler(ears[name], TEXTS) for name in ("clap", "laion"))]  # fmt: skip
+    features = [Examples(4, chosen, half(4, loud, soft, 50), 0.1)]
+    named = name_features(labelers, features, progress=False)
+    assert not named.missing and len({label.method for label in named.labels}) == 4
+    by = {label.method: label.text for label in named.labels}
+    assert by["tagger: mtg_jamendo_instrument"], "the stand-in hears loudness"
+    scores = score_labels(
+        [Label(feature=4, method="m", text="piano")], features,
+        {"essentia": TagJudge(ears["essentia"]), "clap": CLAPLabeler(ears["clap"], TEXTS)},
+    )  # fmt: skip
+    assert scores.table.set_index("judge").loc["essentia", "auc"] == 1.0
+    assert scores.table["auc"].notna().all()
