@@ -266,7 +266,7 @@ class _Shipped:
         self.name, self.net, self.held_out = name, net, held_out
         self._known: dict[bytes, np.ndarray] = {}
 
-    def _heard(self, sounds: Sequence[Example], answer) -> np.ndarray:
+    def _heard(self, sounds: Sequence[Example], answer, width: int) -> np.ndarray:
         rows = []
         for sound in sounds:
             audio = np.ascontiguousarray(sound.audio, np.float32)
@@ -276,7 +276,7 @@ class _Shipped:
                 with torch.no_grad():
                     self._known[key] = answer(*self.net.ear.front(heard))[0].numpy()
             rows.append(self._known[key])
-        return np.array(rows, float).reshape(len(rows), -1)
+        return np.array(rows, float).reshape(len(rows), width)
 
 
 class NanoTagger(_Shipped):
@@ -295,7 +295,8 @@ class NanoTagger(_Shipped):
 
     def probabilities(self, sounds: Sequence[Example]) -> np.ndarray:
         """Shares in [0, 1], of shape (sounds, tags); sounds of 0.25 s and more, at any rate."""
-        return self._heard(sounds, lambda *levels: tag_probabilities(*self.net(*levels)))
+        answer = lambda *levels: tag_probabilities(*self.net(*levels))  # noqa: E731
+        return self._heard(sounds, answer, len(self.tags))
 
 
 class NanoCLAP(_Shipped):
@@ -311,7 +312,7 @@ class NanoCLAP(_Shipped):
 
     def embed_sounds(self, sounds: Sequence[Example]) -> np.ndarray:
         """Unit rows of shape (sounds, embedding)."""
-        return self._heard(sounds, self.net.sounds)
+        return self._heard(sounds, self.net.sounds, CLAP["embedding"])
 
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit rows of shape (texts, embedding); any text has one, the empty one too."""
@@ -379,7 +380,7 @@ class TruthJudge:
     >>> TruthJudge().score(half.all, "melody on a flute, in D minor")  # doctest: +SKIP
     """
 
-    name = "truth"
+    name = "written truth"
 
     def __init__(self) -> None:
         self._known: dict[tuple, tuple] = {}

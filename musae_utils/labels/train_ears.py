@@ -36,11 +36,11 @@ from musae_utils.music.render import truth_of
 from musae_utils.runs import atomic_path, atomic_write, save_json
 
 COPIED = 25  # clips of each shard that are heard through the codec, too
-AS_COPY = 0.35  # of the crops that can be
+AS_COPY = 0.5  # of the crops that can be
 #: Rows and seconds of the steps, in turn.
 SHAPES = ((48, 2.0), (28, 4.8), (16, 9.6), (28, 4.8), (40, 3.2), (8, 20.0))
 MUON_RATE, ADAM_RATE, WARMUP = 0.02, 2e-3, 100
-SAVE_EVERY = 250  # steps
+STEPS, SAVE_EVERY = {"tagger": 2000, "clap": 1500}, 250
 MASKED = 8  # mel bands that are hidden in each crop, so that none alone decides
 
 
@@ -139,7 +139,8 @@ def tagger_losses(net, pitch, mel, frame, clip) -> torch.Tensor:
 
 PROGRAMS = tuple(PROGRAM_WORDS)
 #: What a text may ask of a crop: concepts, then programs.
-COLUMNS = {name: i for i, name in enumerate((*ears.TAGGED, *PROGRAMS))}
+_NAMES = (*ears.TAGGED, *PROGRAMS)
+COLUMNS = {name: i for i, name in enumerate(_NAMES)}
 
 
 def columns_of(text: str) -> list[int]:
@@ -167,23 +168,34 @@ def turn(holds: np.ndarray, by: int) -> np.ndarray:
     return holds
 
 
-def clap_loss(net, sounds: torch.Tensor, texts: torch.Tensor, true: torch.Tensor, captions: int):
+def weights_of(asked: Sequence[Sequence[int]]) -> torch.Tensor:
+    """What each text counts: as much in all for each kind of thing that is asked."""
+    kinds = [tuple(concepts.group(str(_NAMES[i])) for i in columns) for columns in asked]
+    kinds = ["program" if kind[0].isdigit() else kind for kind in kinds]
+    weights = torch.tensor([1 / kinds.count(kind) for kind in kinds])
+    return weights / weights.sum()
+
+
+def clap_loss(net, sounds, texts, true: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """Symmetric cross-entropies with as many right answers as there are.
 
-    A text is shared out among the sounds by how far it is true of each; a sound among the captions
-    (the last `captions` texts) that are wholly true of it. Without that, a caption that is true of
-    a neighbour in the batch, too, would be taught to be false of it.
+    The first texts are phrases, of which each counts by its weight; the others captions. A text is
+    shared out among the sounds by how far it is true of each; a sound among the captions that are
+    wholly true of it. Without that, a caption that is true of a neighbour in the batch, too, would
+    be taught to be false of it.
     """
     logits = net.heat.clamp(max=4.6).exp() * texts @ sounds.T
-    some = (true.sum(1) > 0.05) & (true.amin(1) < 1)
-    share = true[some] / true[some].sum(1, keepdim=True)
+    share = true / true.sum(1, keepdim=True).clamp(min=1e-9)
     # Less what no answer could avoid, so that 0 is perfect.
     least = -(share * share.clamp(min=1e-9).log()).sum(1)
-    to_sounds = (-(share * logits[some].log_softmax(1)).sum(1) - least).mean()
-    told = (true[-captions:] > 0.99).float().T
+    apart = -(share * logits.log_softmax(1)).sum(1) - least
+    apart = apart * (true.amax(1) > 0.05)  # what is true of none tells nothing
+    phrases = len(weights)
+    to_sounds = (apart[:phrases] * weights).sum() + apart[phrases:].mean()
+    told = (true[phrases:] > 0.99).float().T
     told = told / told.sum(1, keepdim=True)
     least = -(told * told.clamp(min=1e-9).log()).sum(1)
-    to_texts = (-(told * logits[-captions:].T.log_softmax(1)).sum(1) - least).mean()
+    to_texts = (-(told * logits[phrases:].T.log_softmax(1)).sum(1) - least).mean()
     return torch.stack([to_sounds, to_texts])
 
 
@@ -206,7 +218,7 @@ def train(part: str, folder: Path, out: Path, steps: int, shards: int, seed: int
                  for row in range(SHARD)] for i in indices]  # fmt: skip
         pool = sorted(candidate_texts(), key=lambda text: text not in PROGRAM_WORDS.values())
         asked_of_pool = [columns_of(text) for text in pool]
-        named = len(set(PROGRAM_WORDS.values()))
+        named, weights = len(set(PROGRAM_WORDS.values())), weights_of(asked_of_pool)
 
     def losses(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         rng = np.random.default_rng([seed, step])
@@ -233,7 +245,7 @@ def train(part: str, folder: Path, out: Path, steps: int, shards: int, seed: int
                     [columns or [len(COLUMNS)] for columns in asked], named)  # fmt: skip
         with torch.autocast("cpu", torch.bfloat16):
             sounds, embedded = net.sounds(pitch, mel), net.texts(texts)
-        each = clap_loss(net, sounds, embedded, true, rows)
+        each = clap_loss(net, sounds, embedded, true, weights)
         return each.sum(), each
 
     matrices = [p for name, p in net.named_parameters() if p.ndim == 2 and "words" not in name]
@@ -293,18 +305,20 @@ def examine(heard: ears.NanoTagger | ears.NanoCLAP, codec) -> dict:
 def marks(kind: str, values: np.ndarray, truth: np.ndarray) -> dict:
     """How well a group's concepts are heard: mean AUC, and accuracy where one of them holds.
 
-    A concept of frames counts as present where it holds in more of a sound than on average.
+    A concept of frames counts as present where it holds in more of a sound than on average. The
+    mean AUC lies within ``plus_minus`` with 95 % confidence, over compositions.
     """
     at = [ears.TAGGED.index(concept) for concept in GROUPS[kind]]
     values, truth = values[:, at], truth[:, at]
     there = truth > truth.mean(0)
     known = there.any(0) & ~there.all(0)
-    auc = [float(stats.auc(values[:, [i]], there[:, [i]])[0, 0]) for i in np.flatnonzero(known)]
-    found = {"auc": round(float(np.mean(auc)), 3), "least_auc": round(min(auc), 3)}
+    auc, influence = stats.grouped_auc(values[:, known], there[:, known], np.arange(len(values)))
+    error = np.sqrt((influence.mean(1) ** 2).sum())
+    found = {"auc": auc.mean(), "plus_minus": 1.96 * error, "least_auc": auc.min()}
     if (truth.max(1) == 1).all() and (truth.sum(1) == 1).all():
-        found["accuracy"] = round(float((values.argmax(1) == truth.argmax(1)).mean()), 3)
-        found["chance"] = round(float(there.mean(0).max()), 3)
-    return found
+        found["accuracy"] = (values.argmax(1) == truth.argmax(1)).mean()
+        found["chance"] = there.mean(0).max()
+    return {name: round(float(value), 3) for name, value in found.items()}
 
 
 def retrieval(heard: ears.NanoCLAP, examples: Sequence[Example]) -> dict:
@@ -323,9 +337,9 @@ if __name__ == "__main__":
     parser.add_argument("--folder", type=Path, default=Path("runs/ears"), help="what it keeps")
     parser.add_argument("--out", type=Path, default=models.NANO_FOLDER)
     parser.add_argument("--shards", type=int, default=60, help="of 100 clips of 30 s")
-    parser.add_argument("--steps", type=int, default=5000)
+    parser.add_argument("--steps", type=int)
     parser.add_argument("--only", choices=("tagger", "clap"))
     given = parser.parse_args()
     for seed, name in enumerate(("tagger", "clap")):
         if given.only in (None, name):
-            train(name, given.folder, given.out, given.steps, given.shards, seed)
+            train(name, given.folder, given.out, given.steps or STEPS[name], given.shards, seed)
