@@ -15,7 +15,7 @@ ARGS    ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test test-fast lab nano saes ears scoreboard peers lint lock clean
+.PHONY: help env book test test-fast lab nano saes steering ears scoreboard peers lint lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ saes: $(READY) ## train the nano model's sparse autoencoders again (ten minutes;
 
 ears: $(READY) ## train the nano tagger and the nano CLAP again (under an hour; resumes)
 	@$(PY) -m musae_utils.labels.train_ears $(ARGS)
+
+steering: $(READY) ## steer with chosen features beside every rival, for chapter 11 (an hour; resumes)
+	@$(PY) -m musae_utils.steering.experiment $(ARGS)
 
 scoreboard: $(READY) ## recompute every headline figure, quoted in README.md: ARGS="--only nano.codec"
 	@$(PY) benchmarks/scoreboard.py $(ARGS)

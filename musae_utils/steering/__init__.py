@@ -30,6 +30,9 @@ without a knob, is a row with another prompt; `Patch` puts another piece's whole
 effect on the output raised the score of SAE steering two- to threefold in language models (Arad,
 Mueller and Belinkov). `output_effect` measures it; a `FeatureAtlas` has the other choice.
 
+The modules `choose` (which feature brings a concept about?), `outcome` (what did a sweep do?) and
+`experiment` (all of it beside every rival, ``make steering``) belong to notebook 11.
+
 References
 ----------
 Singh, Cherep and Maes (2026), Discovering and steering interpretable concepts in large generative

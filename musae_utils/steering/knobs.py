@@ -98,6 +98,8 @@ class Knob:
                 f"A knob that does {self.how!r} needs peak, the largest activation of the feature: "
                 "a number, or a FeatureAtlas of the SAE."
             )
+        if self.peak is not None and _number(self.peak) == float("inf"):
+            raise ValueError("peak is the largest activation of the feature, and not infinite.")
         if self.peak is not None and not _number(self.peak) > 0:
             raise ValueError(
                 f"Feature {self.feature} never fires (its peak is {self.peak}), so a knob of it "
