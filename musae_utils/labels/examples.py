@@ -212,9 +212,15 @@ def choose_examples(
 def shuffled(examples: Examples, seed: int = 0) -> Examples:
     """The same examples with nothing to find: a coin decides which of each pair counts as active.
 
-    How often a method names or a judge confirms such a feature is its rate of false alarms.
+    Each also gets the curve of another, or frames would still tell. How often a method names or a
+    judge confirms such a feature is its rate of false alarms.
     """
     rng = np.random.default_rng([seed, examples.feature])
+
+    def exchanged(sounds: list[Example]) -> list[Example]:
+        curves = [sound.curve for sound in sounds]
+        order = rng.permutation(len(sounds))
+        return [replace(sound, curve=curves[i]) for sound, i in zip(sounds, order, strict=True)]
 
     def mixed(half: Half) -> Half:
         coin = rng.random(len(half.active)) < 0.5
@@ -222,7 +228,8 @@ def shuffled(examples: Examples, seed: int = 0) -> Examples:
             pair[::-1] if turned else pair
             for pair, turned in zip(zip(half.active, half.silent, strict=True), coin, strict=True)
         ]
-        return Half(half.feature, [a for a, _ in pairs], [s for _, s in pairs])
+        sounds = exchanged([a for a, _ in pairs] + [s for _, s in pairs])
+        return Half(half.feature, sounds[: len(pairs)], sounds[len(pairs) :])
 
     return replace(examples, finding=mixed(examples.finding), scoring=mixed(examples.scoring))
 

@@ -158,8 +158,16 @@ def study(
     follows = follows[kind.groupby(kind).cumcount() < each]["concept"].sort_values()
     rest = table.index.difference(follows.index, sort=False)[:drawn]
     planted = pd.concat([follows, pd.Series("", rest, dtype=object)]).rename("concept")
-    sound = functools.cache(sounds(unseen, model))
+    sound = _sounds(unseen.folder)
     examples = [
         choose_examples(atlas, int(f), sound, n, window, codes, unseen, seed) for f in planted.index
     ]
     return Study(sae, known, unseen, atlas, planted, examples, sound)
+
+
+@functools.lru_cache(maxsize=2)
+def _sounds(folder: Path) -> Callable[[int], Any]:
+    """Sounds of a store's pieces, each composed once for all studies of them."""
+    from musae_utils.activations import ActivationStore
+
+    return functools.cache(sounds(ActivationStore.open(folder)))
