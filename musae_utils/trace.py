@@ -312,7 +312,8 @@ def _check_window(window: tuple[float, float | None] | None) -> None:
         return
     try:
         start, end = window
-        right = start >= 0 and np.isfinite(start) and (end is None or end > start)
+        right = start >= 0 and np.isfinite(start)
+        right = right and (end is None or (end > start and np.isfinite(end)))
     except (TypeError, ValueError):
         right = False
     if not right:

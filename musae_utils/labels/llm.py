@@ -171,8 +171,12 @@ class MultimodalLLM:
             )
         if parts.scheme == "http" and not self._local:
             raise ValueError(f"http://{parts.hostname} would carry a key in the clear: use https.")
-        if min(price) < 0 or not per_minute > 0 or not timeout > 0 or not budget >= 0:
-            raise ValueError("Prices and budget are not negative; per_minute and timeout positive.")
+        paid = len(price) == 2 and all(0 <= dollars < float("inf") for dollars in price)
+        if not paid or not per_minute > 0 or not timeout > 0 or not budget >= 0:
+            raise ValueError(
+                "price is two finite numbers, for a million tokens in and out; prices and budget "
+                "are not negative, per_minute and timeout positive."
+            )
         self.model, self.url, self.price, self.budget = model, url.rstrip("/"), price, budget
         self.name = f"llm: {model}"
         self._key_name = key_name or usual

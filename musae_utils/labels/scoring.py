@@ -178,8 +178,8 @@ def score_labels(
     Raises
     ------
     ValueError
-        There is no judge at all, a label's feature has no examples, a method labels a feature
-        twice, or a judge gives other than one finite number a sound.
+        There is no judge at all or no label, a label's feature has no examples, a method labels a
+        feature twice, or a judge gives other than one finite number a sound.
 
     Examples
     --------
@@ -191,6 +191,8 @@ def score_labels(
     if not there:
         wanted = ", ".join(judges) or "none was named"
         raise ValueError(f"No label can be scored without a judge ({wanted}): install or load one.")
+    if not labels:
+        raise ValueError("There is no label to score: name features first.")
     lost = sorted({label.feature for label in labels} - set(of))
     if lost:
         raise ValueError(f"Examples of features {lost} are needed to score their labels.")

@@ -109,7 +109,18 @@ def matching_gains(clips: Sequence[tuple[np.ndarray, int]], match: bool = True) 
 
 
 def mp3(samples: np.ndarray, sample_rate: int, kbps: int | None = None) -> bytes:
-    """The clip, of shape (n,), as MP3 at 64 kbit/s (up to 24 kHz) or 96 kbit/s, if not another."""
+    """The clip, of shape (n,), as MP3 at 64 kbit/s (up to 24 kHz) or 96 kbit/s, if not another.
+
+    Raises
+    ------
+    ValueError
+        It is not mono, or holds NaN: the encoder would end the whole process.
+    """
+    if samples.ndim != 1 or not np.isfinite(samples).all():
+        raise ValueError(
+            f"A sound of shape (n,) and finite numbers can be played, not one of {samples.shape} "
+            f"of which {np.isfinite(samples).mean():.0%} are finite."
+        )
     if sample_rate not in MP3_RATES:
         from scipy.signal import resample_poly
 

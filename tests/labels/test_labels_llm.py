@@ -11,6 +11,7 @@ import time
 import traceback
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import numpy as np
 import pytest
 import soundfile
 from made_examples import half, numbered, tone
@@ -325,6 +326,30 @@ def test_addresses_that_would_leak_or_lead_nowhere_are_refused(tmp_path, service
 
 
 # -- money, the cache, and kills
+
+
+NAN = float("nan")
+
+
+@pytest.mark.parametrize(
+    "given",
+    [{"price": (NAN, 1)}, {"price": (1, NAN)}, {"price": (float("inf"), 1)}, {"price": (-1, 1)},
+     {"price": (1,)}, {"budget": NAN}, {"budget": -1}, {"per_minute": 0}, {"timeout": NAN}],
+)  # fmt: skip
+def test_what_is_no_price_or_limit_would_hold_nothing_back(tmp_path, given):
+    with pytest.raises(ValueError, match="price is two finite numbers"):
+        MultimodalLLM("m", tmp_path / "answers", **{"price": PRICE} | given)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sound_that_is_none_is_not_paid_for(ask, server):
+    good = [tone(440, 0.1)] * 3
+    for bad in (np.full(1600, NAN), np.full(1600, np.inf), np.zeros((2, 800))):
+        llm = ask()
+        with pytest.raises(ValueError, match="finite numbers can be played"):
+            llm.label(half(0, [bad, *good[1:]], good))
+        assert server.asked == [] and llm.spent == 0
+    assert ask().label(half(0, [np.zeros(1600), tone(440, 0.1)], good)).text == "solo flute"
 
 
 def test_nothing_is_spent_before_a_yes(ask, server):

@@ -156,6 +156,8 @@ def test_labels_that_cannot_be_scored_are_refused(features):
         score_labels(said(), features[:-1], {"j": Judge()})
     with pytest.raises(ValueError, match="labels a feature once"):
         score_labels([*said(), *said()], features, {"j": Judge()})
+    with pytest.raises(ValueError, match="no label to score"):
+        score_labels([], features, {"j": Judge()})
 
 
 # -- agreement

@@ -88,6 +88,12 @@ def test_ten_seconds_stay_small():
     assert len(mp3(np.repeat(noise, 2), 32000)) < 130_000
 
 
+def test_what_cannot_be_heard_is_refused_before_the_encoder_ends_the_process():
+    for bad in (np.full(RATE, np.nan), np.full(RATE, np.inf), np.zeros((2, RATE))):
+        with pytest.raises(ValueError, match="finite numbers can be played"):
+            mp3(bad.astype("f4"), RATE)
+
+
 @pytest.mark.parametrize("rate", [*MP3_RATES, 6000, 11025, 20000, 96000, 192000])
 def test_every_sample_rate_keeps_time_and_pitch(rate):
     decoded, kept = soundfile.read(io.BytesIO(mp3(tone(0.3, 1, 440, rate), rate)))
