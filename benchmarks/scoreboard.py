@@ -33,9 +33,9 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from musae_utils import models, music, probes, runs, trace
+from musae_utils import models, music, probes, runs, stats, trace
 from musae_utils.models import quality
-from musae_utils.stats import Interval, bootstrap
+from musae_utils.stats import Interval, bootstrap, proportion
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 16  # rows generated at once
@@ -526,6 +526,85 @@ def explorer(board: Board) -> dict:
         e["name"]: (Interval(e["value"], e["low"], e["high"], e["n"]), e["unit"])
         for e in explorer_speed.measure()
     }
+
+
+# -- names -----------------------------------------------------------------------------------------
+
+
+@figures(
+    "labels.precision", "labels.coverage", "labels.detection_auc", "labels.detection_auc_shuffled",
+    minutes=6,
+)  # fmt: skip
+def naming(board: Board) -> dict:
+    """Features of the middle layer's shipped SAE that follow a planted concept, named and marked.
+
+    Chosen on training pieces, named on one half of held-out ones, scored on the other. Under the
+    plain names the automatic method whose names are most often true; ``.ensemble`` and every other
+    under ``.METHOD``. Detection: all automatic names of all features before judges that made none
+    of them; rivals have ``.ahead``, by how much the names are better. ``labels.judge.JUDGE``: mean
+    AUC over concepts. ``labels.false_names.METHOD``: share of features with nothing to find that
+    got a name. ``labels.circle.flattery``: AUC that the audio-text model gives its own names on the
+    clips on which it chose them, less what written truth gives them on others.
+    """
+    from musae_utils import labels
+    from musae_utils.labels.scoring import RIVALS
+    from musae_utils.sae import shipped
+
+    model = board.model
+    layer = shipped.layers(model)[1]
+    study = labels.study(model, layer, board.run.folder, 2 * board.clips, each=10, drawn=24)
+    tagger, clap = labels.nano_tagger(), labels.CLAPLabeler(labels.nano_clap())
+    methods = [labels.TagLabeler(tagger), clap, labels.Descriptors(), labels.Truth()]
+    named = labels.name_features(methods, study.examples, progress=False).labels
+    named += labels.agreed(label for label in named if label.method != "truth")
+    judges = {"tagger": labels.TagJudge(tagger), "clap": clap, "written truth": labels.TruthJudge()}
+    short = lambda name: name.replace("nano ", "").lower()  # noqa: E731
+    found = {}
+
+    follow = set(study.planted.index[study.planted != ""])
+    planted = [label for label in named if label.feature in follow]
+    truth = {"written truth": judges["written truth"]}
+    marks = labels.mark(labels.score_labels(planted, study.examples, truth))
+    given = {name: row for name, row in marks.iterrows() if row["precision"] is not None}
+    single = [name for name in given if name not in ("truth", "ensemble")]
+    best = max(single, key=lambda name: given[name]["precision"].value)
+    for what in ("precision", "coverage"):
+        found[f"labels.{what}"] = (given[best][what], short(best))
+        found |= {f"labels.{what}.{short(name)}": row[what] for name, row in given.items()}
+
+    automatic = [label for label in named if label.method not in ("truth", "ensemble")]
+    ears = {name: judges[name] for name in ("tagger", "clap")}
+    table = labels.score_labels(automatic, study.examples, ears).table
+    scored = table.dropna(subset=["auc", *RIVALS])
+    found["labels.detection_auc"] = bootstrap(scored["auc"], groups=scored["feature"])
+    for rival in RIVALS:
+        name = f"labels.detection_auc_{rival.replace(' ', '_')}"
+        found[name] = bootstrap(scored[rival], groups=scored["feature"])
+        ahead = scored["auc"] - scored[rival]
+        found[f"{name}.ahead"] = bootstrap(ahead, groups=scored["feature"])
+
+    heard = labels.calibrate(ears, study.pieces(2.0))["auc"].map(lambda interval: interval.value)
+    for judge, values in heard.groupby(level="judge"):
+        found[f"labels.judge.{judge}"] = bootstrap(values)
+    coin = [labels.shuffled(chosen) for chosen in study.examples if not chosen.problem]
+    for method in methods:
+        said = labels.name_features([method], coin, progress=False).labels
+        number = sum(not label.abstains for label in said)
+        found[f"labels.false_names.{short(method.name)}"] = proportion(number, len(said))
+
+    def auc(judge, half, text):
+        told = np.asarray(judge.score(half.all, text), float)[:, None]
+        return float(stats.auc(told, half.fires[:, None])[0, 0])
+
+    flattery = []
+    for label in automatic:
+        if label.method == clap.name and labels.concepts_in(label.text):
+            chosen = study.of(label.feature)
+            own = auc(clap, chosen.finding, label.text)
+            flattery.append(own - auc(judges["written truth"], chosen.scoring, label.text))
+    if len(flattery) > 1:
+        found["labels.circle.flattery"] = bootstrap(flattery)
+    return found
 
 
 # -- running ---------------------------------------------------------------------------------------
