@@ -97,6 +97,8 @@ class Truth:
 
     def label(self, half: Half) -> Label:
         """See `Labeler`; music whose truth is not known makes it abstain."""
+        if not half.all:
+            return abstain(half, self.name, "There are no examples.")
         if any(example.truth is None for example in half.all):
             return abstain(half, self.name, "The truth about some of this music is not known.")
         table = pd.DataFrame([shares(example) for example in half.all])

@@ -353,6 +353,8 @@ def _file(sent: Sequence[Example], reading: int) -> str:
 
 def _label(half: Half, method: str, replied: Callable[[int], dict[str, Any]]) -> Label:
     """What `READINGS` replies come to; the second is asked for if the first is no answer."""
+    if not _sent(half):
+        return abstain(half, method, "There are no active, or no silent, examples to compare.")
     paid, why = 0.0, ""
     for reading in range(READINGS):
         reply = replied(reading)

@@ -89,17 +89,18 @@ class _CLAP:
     @torch.no_grad()
     def embed_texts(self, texts: Sequence[str]) -> np.ndarray:
         """Unit vectors of texts, of which the first 77 tokens count: float32 (texts, e)."""
+        said = [clean(text, 50 * TOKENS) for text in texts] or [""]
         rows = []
-        for i in range(0, len(texts), 8 * ROWS):
+        for i in range(0, len(said), 8 * ROWS):
             tokens = self._tokenizer(
-                list(texts[i : i + 8 * ROWS]), padding=True, truncation=True, max_length=TOKENS,
+                said[i : i + 8 * ROWS], padding=True, truncation=True, max_length=TOKENS,
                 return_tensors="pt",
             )  # fmt: skip
-            said = self._model.get_text_features(
+            found = self._model.get_text_features(
                 tokens["input_ids"].to(self._device), tokens["attention_mask"].to(self._device)
             )
-            rows.append(said.pooler_output.float().cpu().numpy())
-        return _unit(np.concatenate(rows), self.name)
+            rows.append(found.pooler_output.float().cpu().numpy())
+        return _unit(np.concatenate(rows)[: len(texts)], self.name)
 
     @torch.no_grad()
     def _embed(self, pieces: list[np.ndarray]) -> np.ndarray:
@@ -436,7 +437,7 @@ class EssentiaTags:
                 raise ValueError(f"{self.name} gives {said.shape} numbers for {len(self.tags)} "
                                  "tags: its .pb and .json do not belong together.")  # fmt: skip
             rows.append(said.mean(0))
-        return _finite(np.array(rows), self.name)
+        return _finite(np.array(rows).reshape(-1, len(self.tags)), self.name)
 
 
 # -- reading from the hub or a folder --------------------------------------------------------------
@@ -618,6 +619,8 @@ def averaged(
     array of shape (sounds, e)
     """
     size, pieces, of = round(seconds * rate), [], []
+    if not len(sounds):
+        return said([np.zeros(size, np.float32)])[:0]
     for i, sound in enumerate(sounds):
         audio = heard(sound, rate)
         n = math.ceil(len(audio) / size)

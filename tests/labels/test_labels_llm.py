@@ -16,7 +16,14 @@ import pytest
 import soundfile
 from made_examples import half, numbered, tone
 
-from musae_utils.labels import Examples, MultimodalLLM, Unavailable, name_features
+from musae_utils.labels import (
+    Descriptors,
+    Examples,
+    MultimodalLLM,
+    Truth,
+    Unavailable,
+    name_features,
+)
 from musae_utils.labels.llm import ATTEMPTS, CLIPS
 from musae_utils.runs import RunError
 
@@ -340,6 +347,16 @@ def test_what_is_no_price_or_limit_would_hold_nothing_back(tmp_path, given):
     with pytest.raises(ValueError, match="price is two finite numbers"):
         MultimodalLLM("m", tmp_path / "answers", **{"price": PRICE} | given)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("method", ["llm", Truth(), Descriptors()])
+def test_without_examples_a_method_abstains_and_nothing_is_paid(ask, server, method):
+    """A feature that never fires, always fires, or has no half to be named on."""
+    method, some = ask() if method == "llm" else method, [tone(440, 0.5)]
+    for active, silent in (([], []), (some, []), ([], some)):
+        label = method.label(half(3, active, silent))
+        assert label.abstains and label.evidence and label.feature == 3
+    assert server.asked == []
 
 
 def test_a_sound_that_is_none_is_not_paid_for(ask, server):
