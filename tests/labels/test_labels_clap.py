@@ -17,14 +17,13 @@ class Planted:
 
     name = "planted"
 
-    def __init__(self, text=None, common=3.0):
-        self.text, self.common = text, common
+    def __init__(self, text=None):
+        self.text = text
 
     def embed_sounds(self, sounds):
-        rows = np.array(
-            [np.random.default_rng(e.clip).normal(0, 0.2, len(TEXTS) + 1) for e in sounds]
-        )
-        rows[:, -1] += [self.common * (1 + (e.activation > 0)) for e in sounds]
+        n = len(TEXTS) + 1
+        rows = np.array([np.random.default_rng(e.clip).normal(0, 0.1, n) for e in sounds])
+        rows[:, -1] += [3.0 if e.activation > 0 else -1.0 for e in sounds]
         if self.text:
             rows[:, TEXTS.index(self.text)] += [1.5 * (e.activation > 0) for e in sounds]
         return rows
