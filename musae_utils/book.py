@@ -41,6 +41,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PROFILES = ("smoke", "full")
 GENERATED = "book/status"  # the only page in the table of contents that no file stands behind
 TIMES = "<!-- chapters -->"  # in book/intro.md: where the list of chapters goes
+FIGURE = re.compile(r"<!-- figure: ([\w.]+) -->")  # in any page of book/: one of the scoreboard's
 QUOTE = ("<!-- scoreboard: begin -->", "<!-- scoreboard: end -->")  # in README.md
 PAGES = "pages"  # notebooks/pages/NAME: pages that a chapter writes for readers to open
 NO_STATIC_FORM = re.compile(r"application/vnd\.(jupyter\.widget-view|plotly|bokeh|vega)")
@@ -370,6 +371,11 @@ def stage(root: Path, source: Path, chapters: Sequence[Chapter], run: runs.Run, 
     for path in (root / "book").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             wanted[path.relative_to(root).as_posix()] = path.read_bytes()
+    board = root / "data" / "scoreboard.json"
+    figures = {e["name"]: e for e in runs.load_json(board)} if board.exists() else {}
+    for name in [name for name in wanted if name.endswith(".md")]:
+        text = wanted[name].decode()
+        wanted[name] = FIGURE.sub(lambda found: _told(figures.get(found[1])), text).encode()
     intro = wanted["book/intro.md"].decode()
     wanted["book/intro.md"] = intro.replace(TIMES, chapter_table(chapters)).encode()
     wanted["book/_toc.yml"] = numbered_toc(root, chapters).encode()
@@ -495,6 +501,15 @@ def scoreboard_table(entries: Sequence[Mapping[str, Any]]) -> str:
         count = "" if entry.get("n") is None else entry["n"]
         rows.append(f"| `{entry['name']}` | {value} | {span} | {count} |")
     return "\n".join(rows)
+
+
+def _told(entry: Mapping[str, Any] | None) -> str:
+    """A figure in a sentence: its value, its unit and its interval."""
+    if entry is None:
+        return "*not measured yet*"
+    value = f"{_figure(entry['value'])} {entry.get('unit') or ''}".strip()
+    ends = [entry.get("low"), entry.get("high")]
+    return value if None in ends else f"{value} [{', '.join(map(_figure, ends))}]"
 
 
 def quote_scoreboard(root: Path = ROOT) -> str:

@@ -66,6 +66,17 @@ def root(tmp_path):
 # -- what is in the book -------------------------------------------------------------------------
 
 
+def test_pages_quote_figures_with_their_intervals(root, tmp_path):
+    figures = [{"name": "a.b", "value": 0.123456, "low": 0.1, "high": 0.2, "n": 9, "unit": "dB"},
+               {"name": "a.c", "value": 4.0, "low": None, "high": None, "n": 1, "unit": ""}]  # fmt: skip
+    (root / "data" / "scoreboard.json").write_text(json.dumps(figures))
+    text = "It is <!-- figure: a.b -->, <!-- figure: a.c --> and <!-- figure: a.d -->."
+    (root / "book" / "intro.md").write_text(text)
+    book.stage(root, tmp_path / "source", [], None, "")
+    told = (tmp_path / "source" / "book" / "intro.md").read_text()
+    assert told == "It is 0.123 dB [0.1, 0.2], 4 and *not measured yet*."
+
+
 def test_the_table_of_contents_and_the_notebooks_agree(root):
     list_chapters(root, "01_one", "02_two")
     write_chapter(root, "01_one")
