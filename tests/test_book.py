@@ -67,8 +67,10 @@ def root(tmp_path):
 
 
 def test_pages_quote_figures_with_their_intervals(root, tmp_path):
-    figures = [{"name": "a.b", "value": 0.123456, "low": 0.1, "high": 0.2, "n": 9, "unit": "dB"},
-               {"name": "a.c", "value": 4.0, "low": None, "high": None, "n": 1, "unit": ""}]  # fmt: skip
+    figures = [
+        {"name": "a.b", "value": 0.123456, "low": 0.1, "high": 0.2, "n": 9, "unit": "dB"},
+        {"name": "a.c", "value": 4.0, "low": None, "high": None, "n": 1, "unit": ""},
+    ]
     (root / "data" / "scoreboard.json").write_text(json.dumps(figures))
     text = "It is <!-- figure: a.b -->, <!-- figure: a.c --> and <!-- figure: a.d -->."
     (root / "book" / "intro.md").write_text(text)
