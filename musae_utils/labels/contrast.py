@@ -210,11 +210,15 @@ DESCRIPTORS = {
 }
 
 
+#: How a note, a chord or a key is spoken of.
+WORDED = {"note": "the note {}", "chord": "{} chords", "key": "in {}"}
+
+
 class Descriptors:
     """What is measurably different about the active examples, as a sentence (notebook 08).
 
-    `DESCRIPTORS`, and the fit to each of 24 keys and 24 triads. Sounds that several features share
-    are measured once.
+    `DESCRIPTORS`, the share of each pitch class, and the fit to each of 24 triads and 24 keys, of
+    which the clearest is named. Sounds that several features share are measured once.
     """
 
     name = "descriptors"
@@ -229,19 +233,20 @@ class Descriptors:
         kinds, words, said = set(), [], []
         for question, row in clear.iterrows():
             kind, _, which = question.partition(": ")
-            if (which and row["delta"] < 0) or kind in kinds or len(kinds) == SAID:
-                continue  # "not in D minor" is no name; one key and one chord are enough
-            kinds.add(kind)
+            about = "pitches" if which else kind
+            if (which and row["delta"] < 0) or about in kinds or len(kinds) == SAID:
+                continue  # "not in D minor" is no name; of note, chord and key the clearest is one
+            kinds.add(about)
             if which:
-                words.append(f"in {which}" if kind == "key" else f"{which} chords")
+                words.append(WORDED[kind].format(which))
                 numbers = f"fit {row['active']:.2f} against {row['silent']:.2f}"
             else:
-                about = DESCRIPTORS[kind]
-                words.append(about.more if row["delta"] > 0 else about.less)
-                unit = f" {about.unit}" if about.unit else ""
+                said_as = DESCRIPTORS[kind]
+                words.append(said_as.more if row["delta"] > 0 else said_as.less)
+                unit = f" {said_as.unit}" if said_as.unit else ""
                 numbers = (
-                    f"{row['active']:.{about.digits}f}{unit} against "
-                    f"{row['silent']:.{about.digits}f}"
+                    f"{row['active']:.{said_as.digits}f}{unit} against "
+                    f"{row['silent']:.{said_as.digits}f}"
                 )
             said.append(
                 f"{question}: {numbers} (Cliff's delta {row['delta']:.2f}, d {row['d']:.1f})"
@@ -291,7 +296,8 @@ def describe(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> dict[str, flo
     Returns
     -------
     dict of str to float
-        The names of `DESCRIPTORS`, ``"key: D minor"`` … and ``"chord: G major"`` ….
+        The names of `DESCRIPTORS`, ``"note: A"`` …, ``"chord: G major"`` … and ``"key:
+        D minor"`` ….
 
     Raises
     ------
@@ -327,6 +333,8 @@ def describe(audio: np.ndarray, sample_rate: int = SAMPLE_RATE) -> dict[str, flo
         "bass share": float(bands[:2].sum() / bands.sum()) if bands.sum() else np.nan,
         "mode": float(key[:12].max() - key[12:].max()),
     }
+    share = chroma.mean(1) / max(chroma.mean(1).sum(), 1e-9)
+    found |= {f"note: {name}": float(s) for name, s in zip(PITCH_NAMES, share, strict=True)}
     found |= {f"key: {name}": float(fit) for name, fit in zip(KEYS, key, strict=True)}
     found |= {f"chord: {name}": float(s) for name, s in zip(KEYS, _triads(chroma), strict=True)}
     return found

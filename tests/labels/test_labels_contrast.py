@@ -43,9 +43,9 @@ def test_each_descriptor_goes_where_its_words_say():
     assert major["mode"] > 0 > minor["mode"]
     for which, found in (("major", major), ("minor", minor)):
         assert found[f"chord: C {which}"] > 0.25 and found[f"chord: F {which}"] > 0.25
-    assert set(low) - {f"{kind}: {key}" for kind in ("key", "chord") for key in KEYS} == set(
-        DESCRIPTORS
-    )
+    assert {name for name in low if ": " not in name} == set(DESCRIPTORS)
+    notes = {name: share for name, share in low.items() if name.startswith("note: ")}
+    assert max(notes, key=notes.get) == "note: A" and sum(notes.values()) == pytest.approx(1)
 
 
 @pytest.mark.parametrize("tonic", range(12))
@@ -83,6 +83,13 @@ def test_a_key_and_a_chord_are_named_when_they_are_there():
     assert table.loc["chord: D minor", "delta"] == 1 and table.loc["chord: D minor", "active"] > 0.9
     assert table.loc["key: D minor", "delta"] == 1
     assert table.loc["key: D minor", "adjusted"] < 0.05
+
+
+def test_of_note_chord_and_key_one_is_named():
+    named = Descriptors().label(half(2, [tone(440, 0.6, seed=i) for i in range(N)],
+                                     [tone(330, 0.6, seed=i) for i in range(N)]))  # fmt: skip
+    said = [word for word in ("note", "chords", "in ") if word in named.text]
+    assert len(said) == 1 and " A" in named.text
 
 
 def test_it_abstains_where_nothing_differs_or_too_few_were_heard(monkeypatch):
