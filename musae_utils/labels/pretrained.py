@@ -364,8 +364,8 @@ class AudioSetAST:
 class EssentiaTags:
     """A tagger of Essentia: a head over Discogs-EffNet embeddings, as S1 used.
 
-    It needs the package ``essentia-tensorflow`` (AGPL, not for Windows), which is not installed
-    with this book, and three files of Essentia's models (CC BY-NC-SA).
+    It needs the package ``essentia-tensorflow`` (AGPL, 0.6 GB, not for Windows), an extra that is
+    not installed with this book, and three files of Essentia's models (CC BY-NC-SA).
 
     Parameters
     ----------

@@ -490,7 +490,11 @@ def test_a_folder_that_is_missing_is_no_name_on_the_hub(tmp_path):
 
 
 def essentia_standard():
-    """Two algorithms of Essentia 2.1: patches of 128 frames of 256 samples; a head for 1280."""
+    """Two algorithms with the names and defaults of essentia-tensorflow 2.1b6.dev1389.
+
+    Patches of 128 frames of 256 samples, every 62 frames; a head for 1280 numbers. A file that is
+    no graph raises RuntimeError, as there.
+    """
     module = types.ModuleType("essentia.standard")
 
     class TensorflowPredictEffnetDiscogs:
