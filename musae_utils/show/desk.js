@@ -12,11 +12,10 @@
         return element;
       };
       const load = (audio, sound) => {
-        const source = "data:audio/mpeg;base64," + sound.data;
-        if (audio.src !== source) {
+        if (audio.src !== sound.data) {
           // The sound changes under the listener's ear, and the place in it stays.
           const [at, runs] = [audio.currentTime, !audio.paused];
-          audio.src = source;
+          audio.src = sound.data;
           audio.currentTime = at;
           if (runs) audio.play();
         }

@@ -131,7 +131,7 @@ class Desk:
         at = {row: i for i, row in enumerate(rows)}
         features = list(self.features)
         data = {
-            "strengths": [_number(s) for s in self.strengths],
+            "strengths": [_number(s, 6) for s in self.strengths],
             "features": [self._named(f) for f in features],
             "at": [
                 [[at[p, f if s else None, s] for s in self.strengths] for f in features]
@@ -140,9 +140,7 @@ class Desk:
             "names": list(values[0]),
             "sounds": [
                 {
-                    "data": base64.b64encode(
-                        players.mp3(samples * np.float32(10 ** (gain / 20)), rate, KBPS)
-                    ).decode(),
+                    "data": _mp3(samples * np.float32(10 ** (gain / 20)), rate),
                     # What undoes the matching, as a volume of at most 1.
                     "level": float(10 ** ((gains.min() - gain) / 20)),
                     "values": [_number(value) for value in found.values()],
@@ -265,8 +263,13 @@ class Desk:
         return live | {"text/html": self.static().data}
 
 
-def _number(value: float) -> str:
-    return f"{value:.3g}".replace("-", "−")
+def _number(value: float, digits: int = 2) -> str:
+    return f"{round(value, digits) + 0.0:g}".replace("-", "−")
+
+
+def _mp3(samples: np.ndarray, rate: int) -> str:
+    encoded = base64.b64encode(players.mp3(samples, rate, KBPS)).decode()
+    return f"data:audio/mpeg;base64,{encoded}"
 
 
 def _options(names: Sequence[str | None]) -> str:

@@ -13,8 +13,9 @@ Three kinds of trial::
 **Blind** means that a listener cannot tell conditions even from the page's source. Trials and
 sounds have random names; their order in the file is random, and the order and sides that each
 listener gets are drawn from the listener's code. All sounds have one sample rate, one length (the
-shortest of them), one loudness (ITU-R BS.1770-4) and therefore one size; a noise of one 16-bit step
-keeps the same untouched sound, used twice, from being the same bytes twice.
+shortest of them) and therefore one size, and one loudness (ITU-R BS.1770-4) unless that is what is
+asked about; a noise of one 16-bit step keeps the same untouched sound, used twice, from being the
+same bytes twice.
 
 References
 ----------
@@ -84,6 +85,7 @@ def make(
     title: str = "What do you hear?",
     about: str = "",
     sample_rate: int | None = None,
+    match: bool = True,
     seed: int | None = None,
 ) -> Path:
     """Write the page for listeners and the key for the teacher.
@@ -97,6 +99,8 @@ def make(
         What listeners are told. Say nothing about conditions.
     sample_rate : int, optional
         Of bare arrays, in Hz.
+    match : bool
+        Bring all sounds to one loudness. Switch it off where a label is about loudness.
     seed : int, optional
         Decides names and order; secret and new each time unless given.
 
@@ -127,7 +131,7 @@ def make(
     trials = [trial._replace(label=clean(trial.label), item=clean(trial.item)) for trial in trials]
     sounds, rate = _checked(trials, sample_rate)
     rng = random.Random(seed if seed is not None else int.from_bytes(random.randbytes(16)))
-    encoded = _encoded(sounds, rate, rng.getrandbits(64))
+    encoded = _encoded(sounds, rate, rng.getrandbits(64), match)
     new = (f"{name:08x}" for name in rng.sample(range(2**32), len(trials) + len(encoded)))
     asked, known = [], {}
     for i, trial in enumerate(trials):
@@ -188,10 +192,10 @@ def _checked(trials: Sequence[Trial], sample_rate: int | None) -> tuple[dict, in
     return {place: samples[:length] for place, samples in sounds.items()}, rate
 
 
-def _encoded(sounds: dict, rate: int, seed: int) -> dict[Any, str]:
-    """MP3 in base64 of each sound, of one loudness and length."""
+def _encoded(sounds: dict, rate: int, seed: int, match: bool = True) -> dict[Any, str]:
+    """MP3 in base64 of each sound, of one length and, matched, one loudness."""
     rng = np.random.default_rng(seed)
-    gains = players.matching_gains([(samples, rate) for samples in sounds.values()])
+    gains = players.matching_gains([(samples, rate) for samples in sounds.values()], match)
     fade = np.minimum(1, np.arange(1, len(next(iter(sounds.values()))) + 1) / (FADE * rate))
     out = {}
     for (place, samples), gain in zip(sounds.items(), gains, strict=True):
@@ -236,7 +240,7 @@ def _page(title: str, about: str, name: str, study: str) -> str:
 <noscript>This page needs JavaScript.</noscript>
 <section id="intro" aria-label="Before you begin">
 {said}
-<p>Use headphones in a quiet room, and set the volume in the practice: all sounds are equally loud. Listen as often as you like. Nothing leaves this computer: at the end you save a file and hand it in.</p>
+<p>Use headphones in a quiet room, and set the volume in the practice. Listen as often as you like. Nothing leaves this computer: at the end you save a file and hand it in.</p>
 <div id="kept" hidden><p id="so-far"></p><div class="row"><button id="resume" type="button" class="main">Go on</button><button id="save-some" type="button">Save what there is</button></div></div>
 <form id="begin"><label for="code">Your code, if you were given one (not your name)</label>
 <input id="code" type="text" maxlength="40" autocomplete="off" spellcheck="false">

@@ -71,6 +71,20 @@ def test_nothing_on_the_page_tells_the_condition(tmp_path):
     assert order != sorted(order, key=lambda item: int(item.split()[1]))
 
 
+def test_levels_stay_where_loudness_is_what_is_asked(tmp_path):
+    pair = {"soft": tone(400, 0.02), "loud": tone(400, 0.2)}
+    _, study, key = made(tmp_path, [Trial("prefer", pair, "soft")], match=False)
+    [trial] = study["trials"]
+    named = key["trials"][trial["id"]]["sounds"]
+    levels = {
+        named[s["id"]]: show.loudness(
+            soundfile.read(io.BytesIO(base64.b64decode(s["data"])))[0], RATE
+        )
+        for s in trial["sounds"]
+    }
+    assert levels["loud"] - levels["soft"] == pytest.approx(20, abs=0.5)
+
+
 def test_a_study_is_new_each_time_unless_its_seed_is_given(tmp_path):
     a, b = (made(tmp_path / name, trials_of(3), seed=None)[2] for name in "ab")
     assert a["study"] != b["study"] and not set(a["trials"]) & set(b["trials"])
