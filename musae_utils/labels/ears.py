@@ -55,7 +55,7 @@ TAGGER = {
 }  # fmt: skip
 CLAP = {
     "pitch_fft": 6144, "pitch_hop": 1600, "steps": 2, "mel_fft": 2048, "mels": 64,
-    "note_width": 48, "width": 112, "dilations": [1, 3, 9], "hidden": 160,
+    "note_width": 48, "width": 112, "dilations": [1, 3, 9], "hidden": 256,
     "buckets": 2048, "word_width": 64, "text_hidden": 192, "embedding": 128,
 }  # fmt: skip
 
@@ -220,6 +220,10 @@ class ClapNet(nn.Module):
     def sounds(self, pitch: torch.Tensor, mel: torch.Tensor) -> torch.Tensor:
         """Unit rows (B, embedding)."""
         notes, _, summary = self.ear(pitch, mel)
+        return self.place(notes, summary)
+
+    def place(self, notes: torch.Tensor, summary: torch.Tensor) -> torch.Tensor:
+        """Unit rows, from what the ear heard."""
         around = F.gelu(self.ring(ring(torch.cat([notes.mean(1), notes.amax(1)], -1))))
         return F.normalize(self.sound(torch.cat([summary, around.flatten(1)], -1)).float(), dim=-1)
 

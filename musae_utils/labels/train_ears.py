@@ -122,17 +122,24 @@ def tagger_losses(net, pitch, mel, frame, clip) -> torch.Tensor:
     with torch.autocast("cpu", torch.bfloat16):
         key, of_clip, by_frame = net(pitch, mel)
     tonic, mode = clip[:, :12].argmax(1), clip[:, 12:14].argmax(1)
-    losses, at = [F.cross_entropy(key, 2 * tonic + mode)], 0
-    for name in ears.CLIP_GROUPS:
-        end = at + len(GROUPS[name])
-        losses.append(F.cross_entropy(of_clip[:, at:end], clip[:, 14 + at : 14 + end].argmax(1)))
-        at = end
+    losses = [F.cross_entropy(key, 2 * tonic + mode), *clip_losses(of_clip, clip)]
     each = F.binary_cross_entropy_with_logits(by_frame, frame, reduction="none").mean((0, 1))
     at = 0
     for name in (*ears.TURNED, "chord degree", *ears.FRAME_GROUPS):
         losses.append(each[at : at + len(GROUPS[name])].mean())
         at += len(GROUPS[name])
     return torch.stack(losses)
+
+
+def clip_losses(of_clip: torch.Tensor, clip: torch.Tensor) -> list[torch.Tensor]:
+    """Cross-entropy of each of `ears.CLIP_GROUPS`."""
+    losses, at = [], 0
+    for name in ears.CLIP_GROUPS:
+        end = at + len(GROUPS[name])
+        right = clip[:, 14 + at : 14 + end].argmax(1)
+        losses.append(F.cross_entropy(of_clip[:, at:end].float(), right))
+        at = end
+    return losses
 
 
 # -- the audio-text model --------------------------------------------------------------------------
@@ -211,9 +218,14 @@ def train(part: str, folder: Path, out: Path, steps: int, shards: int, seed: int
     rate = SAMPLE_RATE / config["pitch_hop"]
     torch.manual_seed(seed)
     net = {"tagger": ears.TaggerNet, "clap": ears.ClapNet}[part](config).train()
+    learner = net
     if part == "tagger":
         even_odds(net, crops)
     else:
+        # What a sound is compared with in a batch is few: questions put to the ear itself teach it
+        # instruments sooner. They are not part of the model.
+        questions = torch.nn.Linear(net.ear.summary, len(ears.CLIP_CONCEPTS))
+        learner = torch.nn.ModuleList([net, questions])
         told = [[truth_of(compose(Spec(seconds=SECONDS), i * SHARD + row), np.zeros(1)).clip
                  for row in range(SHARD)] for i in indices]  # fmt: skip
         pool = sorted(candidate_texts(), key=lambda text: text not in PROGRAM_WORDS.values())
@@ -244,13 +256,16 @@ def train(part: str, folder: Path, out: Path, steps: int, shards: int, seed: int
         true = fits(torch.cat([holds, torch.ones(rows, 1)], 1),
                     [columns or [len(COLUMNS)] for columns in asked], named)  # fmt: skip
         with torch.autocast("cpu", torch.bfloat16):
-            sounds, embedded = net.sounds(pitch, mel), net.texts(texts)
-        each = clap_loss(net, sounds, embedded, true, weights)
+            notes, _, summary = net.ear(pitch, mel)
+            sounds, embedded = net.place(notes, summary), net.texts(texts)
+            answers = questions(summary)
+        answered = torch.stack(clip_losses(answers, clip)).mean(0, keepdim=True)
+        each = torch.cat([clap_loss(net, sounds, embedded, true, weights), answered])
         return each.sum(), each
 
     matrices = [p for name, p in net.named_parameters() if p.ndim == 2 and "words" not in name]
-    movers = optimisers(matrices, net, MUON_RATE, ADAM_RATE)
-    learnt = fit(part, net, movers, losses, steps, folder / f"{part}.pt", WARMUP, SAVE_EVERY)
+    movers = optimisers(matrices, learner, MUON_RATE, ADAM_RATE)
+    learnt = fit(part, learner, movers, losses, steps, folder / f"{part}.pt", WARMUP, SAVE_EVERY)
     recipe = {"steps": steps, "shapes": SHAPES, "muon_rate": MUON_RATE, "adam_rate": ADAM_RATE,
               "seed": seed, "clips": len(indices) * SHARD, **learnt}  # fmt: skip
     state = {k: v.detach().half().contiguous() for k, v in net.state_dict().items()}
