@@ -20,7 +20,7 @@ from musae_utils import stats
 from musae_utils.labels.contrast import shares
 from musae_utils.labels.examples import Example
 from musae_utils.labels.label import Label
-from musae_utils.labels.scoring import AudioTextScorer, Scores
+from musae_utils.labels.scoring import AudioTextScorer, Scores, Unjudged
 from musae_utils.labels.words import concepts_in, phrase
 from musae_utils.music import concepts
 
@@ -177,7 +177,7 @@ def calibrate(
                 continue
             try:
                 said = listener.score([s for s, a in zip(sounds, asked, strict=True) if a], text)
-            except ValueError:
+            except Unjudged:
                 continue
             interval = _auc(np.asarray(said, float), holds.to_numpy()[asked])
             rows[judge, name] = {
