@@ -229,7 +229,6 @@ class SAE(nn.Module):
         tied: bool = True,
         scaled: bool = False,
         threshold: float = 0.05,
-        length: float = 1.0,
     ) -> None:
         """Draw starting weights.
 
@@ -245,16 +244,14 @@ class SAE(nn.Module):
             Set `scale` so that ``x * scale`` has a root mean square of 1.
         threshold : float
             First threshold of ``jumprelu``.
-        length : float
-            Of the rows of W_dec and W_enc.
         """
         directions = torch.randn(self.W_dec.shape, generator=generator)
-        self.W_dec.copy_(length * F.normalize(directions, dim=1))
+        self.W_dec.copy_(F.normalize(directions, dim=1))
         if tied:
             self.W_enc.copy_(self.W_dec)
         else:
             directions = torch.randn(self.W_enc.shape, generator=generator)
-            self.W_enc.copy_(length * F.normalize(directions, dim=1))
+            self.W_enc.copy_(F.normalize(directions, dim=1))
         self.b_enc.zero_()
         self.b_dec.zero_()
         if self.config.architecture == "jumprelu":

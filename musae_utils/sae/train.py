@@ -90,9 +90,6 @@ class TrainConfig:
     """What b_dec begins as: also "mean" or "zero"."""
     tied: bool = True
     """Whether the encoder begins as the decoder's transpose."""
-    length: float = 1.0
-    """Length with which rows of decoder and encoder begin. A step turns short rows further, so that
-    features find their directions sooner; 1 where the decoder keeps unit norm."""
     scaled: bool = True
     """Whether activations are scaled to a root mean square of 1; the scale stays with the SAE."""
     precision: str = "auto"
@@ -107,13 +104,6 @@ class TrainConfig:
                 raise ValueError(f"{name} is a whole number from {least} on, not {value!r}.")
         if not (math.isfinite(self.lr) and self.lr > 0):
             raise ValueError(f"lr is a positive learning rate, not {self.lr!r}.")
-        if not (math.isfinite(self.length) and self.length > 0):
-            raise ValueError(f"length is a positive number, not {self.length!r}.")
-        if self.length != 1 and self.sae.unit_norm:
-            raise ValueError(
-                f"Decoder rows that keep unit norm cannot begin with length {self.length:g}: set "
-                "unit_norm=False in the SAEConfig, or leave length at 1."
-            )
         if not 0 <= self.decay <= 1:
             raise ValueError(f"decay is a share of the steps, from 0 to 1, not {self.decay!r}.")
         if not all(0 <= beta < 1 for beta in self.betas):
@@ -357,7 +347,7 @@ class _Session:
             seen = x[: config.steps * config.batch_size].cpu()
             sae.initialise(
                 torch.Generator().manual_seed(config.seed), seen, config.b_dec, config.tied,
-                config.scaled, config.threshold, config.length,
+                config.scaled, config.threshold,
             )  # fmt: skip
             self._add(name, sae.to(self.device))
 
