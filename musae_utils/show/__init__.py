@@ -14,6 +14,8 @@ Text is escaped: a label, a file name or a model's answer cannot become markup.
 See Also
 --------
 notebooks/01_music_with_known_answers.ipynb : meets every one of these.
+musae_utils.show.desk : features to turn, live and on a page (notebook 10).
+musae_utils.show.listening : a blind listening study for a class (notebook 10).
 """
 
 from .page import choices, figure
