@@ -607,6 +607,48 @@ def naming(board: Board) -> dict:
     return found
 
 
+# -- steering -------------------------------------------------------------------------------------
+
+
+@figures(
+    "steering.improved_share", "steering.win_ratio_random", "steering.negative_controls",
+    "steering.vs_diffmean", "steering.vs_probe", "steering.vs_pca", "steering.vs_neuron",
+    "steering.vs_prompt", minutes=0, timing=True,
+)  # fmt: skip
+def steered(board: Board) -> dict:
+    """Read from data/steering.json, which `make steering` makes in most of an hour.
+
+    The share of each method under ``steering.improved_share.METHOD``; all else of `figures` there.
+    """
+    from musae_utils.steering import experiment
+
+    units = {"win_ratio_random": "wins to losses", "vs": "cosine"}
+    return {
+        name: (
+            found,
+            units.get(name.split(".")[1].split("_")[0], units.get(name.split(".")[1], "")),
+        )
+        for name, found in experiment.figures(experiment.load()).items()
+    }
+
+
+@figures(
+    "steering.zero_identity", "steering.sweep_overhead", "steering.batching_gain", minutes=2,
+    timing=True,
+)  # fmt: skip
+def sweeping(board: Board) -> dict:
+    """``.ablate``: of knobs that read the stream (benchmarks/sweep_cost.py)."""
+    import sweep_cost
+
+    from musae_utils.sae import shipped
+
+    sae = shipped.pretrained(board.model, shipped.layers(board.model)[1])
+    return {
+        e["name"]: (Interval(e["value"], e["low"], e["high"], e["n"]), e["unit"])
+        for e in sweep_cost.measure(board.model, sae)
+    }
+
+
 # -- running ---------------------------------------------------------------------------------------
 
 

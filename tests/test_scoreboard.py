@@ -22,7 +22,9 @@ trace.identity trace.zero_edit trace.hook_parity trace.overhead harvest.overhead
 harvest.memory_slope sae.speed_vs_best_peer sae.speed_vs_gemm sae.fvu_vs_best_peer
 store.kill_survival atlas.coverage atlas.coverage_neurons atlas.coverage_pca
 atlas.coverage_untrained atlas.auc_gain_over_untrained probe.tonic probe.beat probe.section
-probe_rival.tonic
+probe_rival.tonic steering.improved_share steering.win_ratio_random steering.negative_controls
+steering.vs_diffmean steering.vs_probe steering.vs_pca steering.vs_neuron steering.vs_prompt
+steering.zero_identity steering.sweep_overhead steering.batching_gain
 """.split()
 
 

@@ -23,7 +23,7 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from musae_utils import models, music, runs
+from musae_utils import models, music, runs, stats
 from musae_utils.activations import ActivationStore, harvest
 from musae_utils.features import FeatureAtlas
 from musae_utils.labels.clap import AudioTextModel
@@ -32,6 +32,7 @@ from musae_utils.labels.words import CONCEPTS, phrase
 from musae_utils.models import MusicModel
 from musae_utils.music.concepts import clip_concepts, frame_concepts, group
 from musae_utils.sae import SAE, shipped
+from musae_utils.stats import Interval
 from musae_utils.steering import outcome
 from musae_utils.steering.choose import evidence, pulls
 from musae_utils.steering.knobs import Knob
@@ -73,7 +74,7 @@ class Plan:
         Length of a screened candidate and of all else.
     """
 
-    features: int = 16
+    features: int = 12
     most: int = 3
     strength: float = 0.5
     doses: tuple[float, ...] = (0.25, 1.0, 2.0)
@@ -333,7 +334,7 @@ def run(folder: Path, plan: Plan = Plan(), model: MusicModel | None = None) -> d
     from musae_utils.labels.ears import nano_clap, nano_tagger
 
     began, model = time.monotonic(), model or models.load("nano")
-    folder = folder / f"{model.fingerprint}-{plan.features}"
+    folder = folder / model.fingerprint  # more features later: what was played is kept
     clips = music.make_many(CLIPS, SEED, 10.0, "train")
     layers = shipped.layers(model)
     store = harvest(model, clips, layers, folder / "store")
@@ -392,6 +393,36 @@ def load(path: Path = TABLE) -> dict:
         "screen": pd.DataFrame(kept["screen"]), "rows": pd.DataFrame(kept["rows"]),
         "chosen": {name: pd.DataFrame(part) for name, part in kept["chosen"].items()},
     }  # fmt: skip
+
+
+def figures(kept: dict) -> dict[str, Interval]:
+    """The headlines of a table that `load` gave, by their names on the scoreboard.
+
+    ``steering.improved_share``, of features chosen by output effect, and with the method's name
+    after a dot that of each rival; ``steering.win_ratio_random``; ``steering.vs_…``, by how much
+    the feature raises the judge's cosine more than a rival does (negative: less);
+    ``steering.negative_controls``, share of features whose push along a direction that should do
+    nothing raises the concept, all such directions together.
+    """
+    rows, plan = kept["rows"], Plan(**kept["provenance"]["plan"])
+    rows = rows[rows["strength"].isin([plan.strength, 0.0])]
+    raised = outcome.test(rows, ["method", "concept"])["adjusted"] < 0.05
+    share = lambda x: stats.proportion(int(x.sum()), len(x))  # noqa: E731
+    found = {f"steering.improved_share.{_short(method)}": share(part)
+             for method, part in raised.groupby(level="method", sort=False)}  # fmt: skip
+    found["steering.improved_share"] = found.pop("steering.improved_share.output")
+    negative = [m for m in raised.index.unique("method") if m in NEGATIVE]
+    found["steering.negative_controls"] = share(raised.loc[negative])
+    for rival in raised.index.unique("method").difference(["output", "activation"], sort=False):
+        ratio, ahead = outcome.wins(rows, "output", rival)
+        found[f"steering.vs_{_short(rival)}"] = ahead
+        if rival == "random":
+            found["steering.win_ratio_random"] = ratio
+    return found
+
+
+def _short(method: str) -> str:
+    return method.lower().replace(" + ", "_and_").replace("-", "_").replace(" ", "_")
 
 
 def main() -> None:
