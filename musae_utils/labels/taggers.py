@@ -107,11 +107,11 @@ class TagJudge:
     def score(self, sounds: Sequence[Example], text: str) -> np.ndarray:
         """See `AudioTextScorer`."""
         named, heard = set(concepts_in(text)), words(text)
-        runs = (
-            lambda said: any(
-                heard[i : i + len(said)] == said for i in range(len(heard) - len(said) + 1)
-            )
-        )
+
+        def runs(said: list[str]) -> bool:
+            places = range(len(heard) - len(said) + 1)
+            return any(heard[i : i + len(said)] == said for i in places)
+
         spoken = [
             i
             for i, (meant, said) in enumerate(self._meant)
