@@ -8,11 +8,12 @@ makes the sounds (encoding, generating) is the caller's, so that it can be kept 
 - `prediction_report`: how well the language model predicts the codes of held-out music
 - `likeness_report`: what generated music has in common with originals
 - `continuation_report`: whether a continued prompt stays in its key
-- `Judges`, `obedience_report`: whether music does what its prompt says
+- `obedience_report`: whether music does what its prompt says
 
-Answers to prompts are marked by `Judges`: classifiers of sound, trained on the *codec's copies* of
-training compositions (so that the codec's own colour does not mislead them), whose accuracy on
-held-out copies is reported with them and is the most that any model can be seen to reach.
+Answers to prompts are marked by listeners that learnt from training compositions and from the
+*codec's copies* of them (so that the codec's own colour does not mislead them): `TempoJudge` here,
+for the rest the tagger of `labels.ears`. Their accuracy on held-out copies is reported with them
+and is the most that any model can be seen to reach.
 """
 
 from __future__ import annotations
@@ -20,16 +21,14 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Sequence
 
-import librosa
 import numpy as np
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from torch import nn
 from torch.nn import functional as F
 
-from musae_utils.music import FAMILIES, SAMPLE_RATE, Clip, Truth, caption, measure
+from musae_utils.music import SAMPLE_RATE, Clip, Truth, caption, measure
 from musae_utils.music.compose import TEMPI
 from musae_utils.stats import Interval, bootstrap, proportion, resample_groups
 
@@ -324,59 +323,36 @@ def full_prompt(truth: Truth, seed: int) -> str:
             return text
 
 
-class Judges:
-    """Listeners that say what they hear: lead instrument, drums, tonic, tempo.
+class TempoJudge:
+    """A listener that says which of the composer's tempi it hears.
 
-    Tonic and tempo are judged by one question asked of every candidate ("is this the tonic?", "is
-    this the beat?") with features relative to the candidate, so that what is learnt of one key or
-    tempo holds for all. Drums: logistic regression on how spectra jump. Instrument: a small
-    convolutional network on mel spectrograms.
+    One question is asked of every candidate ("is this the beat?") with features relative to it, so
+    that what is learnt of one tempo holds for all.
 
     Examples
     --------
-    >>> judges = Judges().fit(copied, truths)  # doctest: +SKIP
-    >>> judges.hear(generated)["instrument"]  # doctest: +SKIP
-    array(['flute', 'organ'], dtype='<U7')
+    >>> TempoJudge().fit(copied, truths).hear(generated)  # doctest: +SKIP
+    array([ 76., 112.])
     """
 
     def fit(
-        self, audio: np.ndarray, truths: Sequence[Truth], seed: int = 0, progress: Progress = iter
-    ) -> Judges:
+        self, audio: np.ndarray, truths: Sequence[Truth], progress: Progress = iter
+    ) -> TempoJudge:
         """Learn from sounds at 16 kHz, shape (B, n), with known truth; a few hundred or more."""
-        truth = {name: _answers(truths, name) for name in ATTRIBUTES}
-        features = _features(audio, progress)
-
-        keys = np.arange(12)
-        asked = np.array([_tonic_question(f, key) for f in features["pitch"] for key in keys])
-        self.tonic = LogisticRegression(C=3, max_iter=2000)
-        self.tonic.fit(asked, (keys == truth["tonic"][:, None]).ravel())
-
-        asked = np.array([_tempo_question(f, bpm) for f in features["rhythm"] for bpm in TEMPI])
-        same = np.abs(np.array(TEMPI) / truth["tempo"][:, None] - 1) < 0.02
-        self.tempo = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
-        self.tempo.fit(asked, same.ravel())
-
-        self.drums = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=2000))
-        self.drums.fit(features["strokes"], truth["drums"])
-
-        self.instrument = _Timbre(seed).fit(features["mel"], truth["instrument"], progress)
+        features = [_rhythm_features(measure.validate(sound)) for sound in progress(list(audio))]
+        asked = np.array([_tempo_question(f, bpm) for f in features for bpm in TEMPI])
+        same = np.abs(np.array(TEMPI) / _answers(truths, "tempo")[:, None] - 1) < 0.02
+        self.model = make_pipeline(StandardScaler(), LogisticRegression(max_iter=2000))
+        self.model.fit(asked, same.ravel())
         return self
 
-    def hear(self, audio: np.ndarray, progress: Progress = iter) -> dict[str, np.ndarray]:
-        """What each of B sounds at 16 kHz is judged to be: four arrays of shape (B,)."""
-        features = _features(audio, progress)
-
-        def best(judge, question, sounds, candidates):
-            asked = np.array([question(f, c) for f in sounds for c in candidates])
-            scores = judge.decision_function(asked).reshape(len(sounds), -1)
-            return np.array(candidates)[scores.argmax(axis=1)]
-
-        return {
-            "instrument": self.instrument.predict(features["mel"]),
-            "drums": self.drums.predict(features["strokes"]),
-            "tonic": best(self.tonic, _tonic_question, features["pitch"], range(12)),
-            "tempo": best(self.tempo, _tempo_question, features["rhythm"], TEMPI),
-        }
+    def hear(self, audio: np.ndarray, progress: Progress = iter) -> np.ndarray:
+        """Beats a minute of each of B sounds at 16 kHz, (B,)."""
+        features = [_rhythm_features(measure.validate(sound)) for sound in progress(list(audio))]
+        asked = np.array([_tempo_question(f, bpm) for f in features for bpm in TEMPI])
+        return np.array(TEMPI)[
+            self.model.decision_function(asked).reshape(-1, len(TEMPI)).argmax(1)
+        ]
 
 
 def marks(heard: dict[str, np.ndarray], truths: Sequence[Truth]) -> dict[str, np.ndarray]:
@@ -396,7 +372,7 @@ def obedience_report(heard: dict[str, np.ndarray], truths: Sequence[Truth]) -> d
     Parameters
     ----------
     heard : dict
-        Of `Judges.hear`.
+        What each sound was heard to be, by the names of `ATTRIBUTES`: arrays of shape (B,).
     truths : sequence of Truth
         What the prompts stated.
 
@@ -422,45 +398,11 @@ def _answers(truths: Sequence[Truth], name: str) -> np.ndarray:
     return np.array([truth.clip[ATTRIBUTES[name]] for truth in truths])
 
 
-# -- what judges hear ------------------------------------------------------------------------------
+# -- what is heard of tempo ------------------------------------------------------------------------
 
 
 _BEATS = np.geomspace(30, 320, 120)  # BPM of the autocorrelation
 _PULSES = np.geomspace(30, 640, 160)  # pulses a minute of the spectrum of onset strength
-
-
-def _features(audio: np.ndarray, progress: Progress) -> dict[str, np.ndarray]:
-    rows = []
-    for sound in progress(list(audio)):
-        sound = measure.validate(sound)
-        power = np.abs(librosa.stft(sound, n_fft=2048, hop_length=640)) ** 2
-        mel = librosa.feature.melspectrogram(S=power, sr=SAMPLE_RATE, n_mels=80, fmin=60)
-        rows.append(
-            {
-                "mel": np.log10(mel + 1e-5).astype(np.float32),
-                "pitch": _pitch_features(sound),
-                "rhythm": _rhythm_features(sound),
-                "strokes": _stroke_features(sound),
-            }
-        )
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-
-
-def _pitch_features(audio: np.ndarray) -> np.ndarray:
-    """Pitch classes of all, of the bass, of the first 2 s (music opens at home): (3, 12)."""
-    cqt = librosa.cqt(
-        audio, sr=SAMPLE_RATE, hop_length=512, fmin=librosa.midi_to_hz(36), n_bins=72, tuning=0.0
-    )
-    level = np.log1p(100 * np.abs(cqt)).reshape(6, 12, -1)
-    opening = level[..., : 2 * SAMPLE_RATE // 512]
-    parts = [level.sum(0).mean(-1), level[:2].sum(0).mean(-1), opening.sum(0).mean(-1)]
-    chroma = np.array(parts)
-    spread = chroma.std(axis=1, keepdims=True)
-    return (chroma - chroma.mean(axis=1, keepdims=True)) / np.maximum(spread, 1e-9)
-
-
-def _tonic_question(pitch: np.ndarray, tonic: int) -> np.ndarray:
-    return np.roll(pitch, -tonic, axis=1).ravel()
 
 
 def _rhythm_features(audio: np.ndarray) -> np.ndarray:
@@ -486,70 +428,6 @@ def _tempo_question(rhythm: np.ndarray, bpm: float) -> np.ndarray:
     return np.r_[
         at(_BEATS, beats, bpm * ratios), at(_PULSES, pulses, bpm * multiples), prior, prior**2
     ]
-
-
-def _stroke_features(audio: np.ndarray) -> np.ndarray:
-    """How spectra jump within 10 ms, over 40 mel bands, above all in the highest."""
-    mel = librosa.feature.melspectrogram(
-        y=audio, sr=SAMPLE_RATE, n_fft=1024, hop_length=160, n_mels=40
-    )
-    rise = np.maximum(np.diff(librosa.power_to_db(mel, amin=1e-9, top_db=None), axis=1), 0)
-    hiss = np.diff(librosa.power_to_db(mel[25:].sum(axis=0), amin=1e-9, top_db=None))
-    return np.r_[hiss.std(), np.percentile(hiss, [90, 95, 99]), rise.mean(axis=1), rise.std(axis=1)]
-
-
-class _Timbre(nn.Module):
-    """A convolutional network from mel spectrograms (80, T) at 25 frames a second to a family."""
-
-    CROP, STEPS, ROWS, RATE = 100, 1200, 32, 3e-3
-
-    def __init__(self, seed: int):
-        super().__init__()
-        self.seed = seed
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            layers, before = [], 1
-            for width in (24, 48, 64):
-                layers += [
-                    nn.Conv2d(before, width, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(width), nn.ReLU(), nn.MaxPool2d(2),
-                ]  # fmt: skip
-                before = width
-            self.layers = nn.Sequential(*layers, nn.MaxPool2d((2, 1)))
-            self.drop, self.out = nn.Dropout(0.3), nn.Linear(2 * before * 5, len(FAMILIES))
-
-    def forward(self, mel: torch.Tensor) -> torch.Tensor:
-        mel = mel - mel.mean((1, 2), keepdim=True)  # loudness says nothing
-        seen = self.layers(mel[:, None])
-        return self.out(self.drop(torch.cat([seen.mean(-1), seen.amax(-1)], dim=1).flatten(1)))
-
-    def fit(self, mel: np.ndarray, family: np.ndarray, progress: Progress) -> _Timbre:
-        x = torch.from_numpy(mel)
-        y = torch.tensor([FAMILIES.index(name) for name in family])
-        optimiser = torch.optim.AdamW(self.parameters(), self.RATE, weight_decay=0.02)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, self.RATE, total_steps=self.STEPS)
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(self.seed)
-            self.train()
-            for _ in progress(range(self.STEPS)):
-                rows = torch.randperm(len(x))[: self.ROWS]
-                start = int(torch.randint(max(x.shape[-1] - self.CROP, 0) + 1, ()))
-                crop = x[rows][..., start : start + self.CROP].clone()
-                band = int(torch.randint(70, ()))
-                crop[:, band : band + 8] = crop.mean()  # no band alone may decide
-                loss = F.cross_entropy(self(crop), y[rows], label_smoothing=0.05)
-                optimiser.zero_grad()
-                loss.backward()
-                optimiser.step()
-                schedule.step()
-        return self.eval()
-
-    @torch.no_grad()
-    def predict(self, mel: np.ndarray) -> np.ndarray:
-        starts = range(0, max(mel.shape[-1] - self.CROP, 0) + 1, self.CROP // 2)
-        x = torch.from_numpy(mel)
-        votes = sum(self(x[..., i : i + self.CROP]).softmax(-1) for i in starts)
-        return np.array(FAMILIES)[votes.argmax(1).numpy()]
 
 
 # -- small things ----------------------------------------------------------------------------------

@@ -180,30 +180,12 @@ def test_obedience_and_chance_are_counted():
     assert report["instrument"].n == 4 and report["drums"].low < 1
 
 
-def test_timbre_is_learnt_from_spectra_and_not_from_loudness(monkeypatch):
-    monkeypatch.setattr(quality._Timbre, "STEPS", 25)
-    monkeypatch.setattr(quality._Timbre, "ROWS", 8)
-    rng = np.random.default_rng(0)
-    family = np.array(["organ", "mallet"] * 16)
-    mel = rng.normal(0, 0.3, (32, 80, 120)) + rng.normal(0, 2, (32, 1, 1))
-    steady, struck = np.linspace(1, -1, 80)[:, None], np.where(np.arange(120) % 20 < 4, 1.0, -0.2)
-    mel += np.where((family == "organ")[:, None, None], steady, struck)
-    mel = mel.astype(np.float32)
-    judge = quality._Timbre(0).fit(mel[:24], family[:24], iter)
-    assert (judge.predict(mel[24:]) == family[24:]).all()
-    again = quality._Timbre(0).fit(mel[:24], family[:24], iter)
-    assert torch.equal(judge(torch.from_numpy(mel)), again(torch.from_numpy(mel)))
-
-
-def test_judges_hear_what_was_written(monkeypatch):
-    monkeypatch.setattr(quality._Timbre, "STEPS", 1)
+def test_tempo_is_heard_as_it_was_written():
     learning = music.make_many(40, 0, 5, "train")
     unheard = music.make_many(12, 0, 5)
-    judges = quality.Judges().fit(
+    judge = quality.TempoJudge().fit(
         np.stack([c.audio for c in learning]), [c.truth for c in learning]
     )
-    heard = judges.hear(np.stack([c.audio for c in unheard]))
-    right = quality.marks(heard, [c.truth for c in unheard])
-    assert {name: len(answers) for name, answers in right.items()} == dict.fromkeys(right, 12)
-    assert right["drums"].mean() >= 0.75  # chance 0.5
-    assert right["tonic"].mean() >= 0.5 and right["tempo"].mean() >= 0.4  # 0.1 and 0.2
+    heard = {"tempo": judge.hear(np.stack([c.audio for c in unheard]))}
+    right = quality.marks(heard, [c.truth for c in unheard])["tempo"]
+    assert right.shape == (12,) and right.mean() >= 0.4  # chance 0.2
