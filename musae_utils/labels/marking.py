@@ -34,8 +34,9 @@ def agreed(labels: Iterable[Label], method: str = "ensemble") -> list[Label]:
     """What at least two methods say of a feature, as labels of a method of their own.
 
     Texts are compared by the concepts that they speak of (`words.concepts_in`). The concept with
-    most votes wins, among equals the one that earlier methods name; where no two methods name the
-    same, the ensemble abstains.
+    most votes wins, among equals the one that earlier methods name. Where no two methods name the
+    same concept but two the same pitch ("A chords", "the note A"), what the earlier one says of it
+    is the name; else the ensemble abstains.
 
     Parameters
     ----------
@@ -60,17 +61,28 @@ def agreed(labels: Iterable[Label], method: str = "ensemble") -> list[Label]:
         said.setdefault(label.feature, []).append(label)
     found = []
     for feature, mine in said.items():
-        votes = Counter(c for label in mine for c in set(concepts_in(label.text)))
-        spoken = dict.fromkeys(c for label in mine for c in concepts_in(label.text))
-        most = max(spoken, key=lambda c: votes[c], default=None)  # the first among equals
-        if most is None or votes[most] < VOTES:
+        spoken = {label.method: concepts_in(label.text) for label in mine}
+        for about in (str, _pitch):
+            votes = Counter(x for named in spoken.values() for x in {about(c) for c in named} if x)
+            first = [c for named in spoken.values() for c in named if votes[about(c)] >= VOTES]
+            if first:
+                break
+        else:
             why = f"No two of {len(mine)} methods name the same."
             found.append(Label(feature=feature, method=method, evidence=why))
             continue
-        who = [label.method for label in mine if most in concepts_in(label.text)]
-        evidence = f"{', '.join(who)} agree, of {len(mine)} methods."
-        found.append(Label(feature=feature, method=method, text=phrase(most), evidence=evidence))
+        best = max(first, key=lambda c: votes[about(c)])  # the first among equals
+        who = [m for m, named in spoken.items() if about(best) in map(about, named)]
+        evidence = f"{', '.join(who)} agree, of {len(mine)} methods"
+        evidence += "." if about is str else f", on the pitch; {who[0]} says what of it."
+        found.append(Label(feature=feature, method=method, text=phrase(best), evidence=evidence))
     return found
+
+
+def _pitch(concept: str) -> str:
+    """The pitch class that a concept is about, "" for others."""
+    kind, value = concept.split(": ", 1)
+    return value if kind in ("tonic", "chord root", "melody", "sounding") else ""
 
 
 def truths(scores: Scores, judge: str = "written truth") -> pd.DataFrame:

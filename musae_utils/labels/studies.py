@@ -45,6 +45,8 @@ class Study:
     planted : Series
         The concept that each feature follows on training pieces, "" for one that was drawn. Its
         index are the features.
+    auc : Series
+        How well: AUC on the half of the training pieces on which the concept was not chosen.
     examples : list of Examples
         In the order of `planted`.
     sound : callable
@@ -56,6 +58,7 @@ class Study:
     unseen: ActivationStore
     atlas: FeatureAtlas
     planted: pd.Series
+    auc: pd.Series
     examples: list[Examples] = field(repr=False)
     sound: Callable[[int], Any] = field(repr=False)
 
@@ -158,11 +161,12 @@ def study(
     follows = follows[kind.groupby(kind).cumcount() < each]["concept"].sort_values()
     rest = table.index.difference(follows.index, sort=False)[:drawn]
     planted = pd.concat([follows, pd.Series("", rest, dtype=object)]).rename("concept")
+    auc = table["auc"][planted.index]
     sound = _sounds(unseen.folder)
     examples = [
         choose_examples(atlas, int(f), sound, n, window, codes, unseen, seed) for f in planted.index
     ]
-    return Study(sae, known, unseen, atlas, planted, examples, sound)
+    return Study(sae, known, unseen, atlas, planted, auc, examples, sound)
 
 
 @functools.lru_cache(maxsize=2)

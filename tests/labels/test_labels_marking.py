@@ -116,6 +116,15 @@ def test_two_of_three_methods_make_a_name():
     assert second.abstains and second.feature == 8
 
 
+def test_two_names_of_one_pitch_agree_on_it():
+    said = [label("A chords", "a"), label("", "b"), label("the note A", "c")]
+    (found,) = agreed(said)
+    assert found.text == "A chords" and "on the pitch; a says" in found.evidence
+    assert agreed([label("A chords", "a"), label("the note B", "b")])[0].abstains
+    exact = [label("A chords", "a"), label("the note A", "b"), label("the note A", "c")]
+    assert agreed(exact)[0].text == "the note A"
+
+
 @given(st.lists(st.sampled_from(["with drums", "in D", "legato", ""]), min_size=1, max_size=5))
 def test_an_ensemble_says_only_what_two_have_said(texts):
     (found,) = agreed(label(text, f"method {i}") for i, text in enumerate(texts))
