@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import time
+import zlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -197,26 +198,48 @@ def clearest(candidates: pd.DataFrame, by: str, plan: Plan) -> pd.DataFrame:
 
 
 def directions(
-    saes: Sequence[SAE], store: ActivationStore, chosen: pd.DataFrame, seed: int = 0
+    saes: Sequence[SAE],
+    atlases: Sequence[FeatureAtlas],
+    store: ActivationStore,
+    chosen: pd.DataFrame,
+    seed: int = 0,
 ) -> dict[str, list]:
     """Of each rival a direction for each chosen feature, made for its concept; see `controls`.
 
     With several SAEs also "cross-layer", a feature drawn from another layer's (of those that fire),
-    put in at this one.
+    put in at this one. What is drawn depends on the feature, and on no other beside it.
     """
-    holds, rng = where(store, list(chosen["concept"])), np.random.default_rng(seed)
-    found: dict[str, list] = {}
-    for i, part in chosen.groupby("sae"):
-        features, other = part["feature"].tolist(), saes[(i + 1) % len(saes)]
-        given = controls(saes[i], features, store, holds[:, part.index], seed=seed)
-        if other is not saes[i]:
-            alive = np.flatnonzero(FeatureAtlas.of(other, store).density > RARE)
-            given["cross-layer"] = other.directions[rng.choice(alive, len(part))]
-        for name, rows in given.items():
-            found.setdefault(name, [None] * len(chosen))
-            for line, direction in zip(part.index, rows, strict=True):
-                found[name][line] = direction
+    holds, found = where(store, list(chosen["concept"])), {}
+    for i, one in enumerate(chosen.itertuples()):
+        drawn = seed + 1000 * one.sae + one.feature
+        given = controls(saes[one.sae], one.feature, store, holds[:, i], seed=drawn)
+        other = (one.sae + 1) % len(saes)
+        if other != one.sae:
+            alive = np.flatnonzero(atlases[other].density > RARE)
+            far = np.random.default_rng(drawn).choice(alive)
+            given["cross-layer"] = saes[other].directions[far].detach()
+        for name, direction in given.items():
+            found.setdefault(name, []).append(direction)
     return found
+
+
+def ways(
+    saes: Sequence[SAE],
+    atlases: Sequence[FeatureAtlas],
+    chosen: pd.DataFrame,
+    marked: pd.DataFrame,
+    plan: Plan,
+) -> dict[str, list]:
+    """Other ways to turn chosen features: in the prompted half of guidance alone, which multiplies
+    the push; and the candidates of all layers at once, each with its part of the strength."""
+    knob = lambda one, part=1.0, **how: Knob(  # noqa: E731
+        saes[one.sae], one.feature, plan.strength * part, peak=atlases[one.sae], **how
+    )
+    stacks = [marked[marked["concept"] == concept] for concept in chosen["concept"]]
+    return {
+        "prompted half": [knob(one, half="cond") for one in chosen.itertuples()],
+        "all layers": [[knob(one, 1 / len(part)) for one in part.itertuples()] for part in stacks],
+    }
 
 
 def where(store: ActivationStore, concepts: Sequence[str]) -> np.ndarray:
@@ -236,6 +259,15 @@ def in_words(concept: str) -> str:
     return f"{phrase(concept)} major" if group(concept) == "tonic" else phrase(concept)
 
 
+def sayable(model: MusicModel, concept: str) -> bool:
+    """Whether a model's prompts have words for a concept; T5, which reads letters, has for all."""
+    readers = model.lm.condition_provider.conditioners.values()
+    return not any(
+        reader.unknown_words(in_words(concept))
+        for reader in readers if hasattr(reader, "unknown_words")
+    )  # fmt: skip
+
+
 def play(
     model: MusicModel,
     saes: Sequence[SAE],
@@ -246,6 +278,7 @@ def play(
     judge: AudioTextModel,
     plan: Plan,
     prompts: Sequence[str] = PROMPTS,
+    variants: dict[str, list] | None = None,
     folder: Path | None = None,
     progress: Callable = iter,
 ) -> tuple[pd.DataFrame, dict[str, np.ndarray]]:
@@ -261,6 +294,8 @@ def play(
     tagger, judge
     plan : Plan
     prompts : sequence of str
+    variants : dict of name to rows, optional
+        Other ways to turn each of ``chosen["output"]``, as `sweep` takes them.
     folder : Path, optional
         Where what was played is kept.
     progress : callable
@@ -296,8 +331,9 @@ def play(
     blank = lines(asked("untouched", 0.0))
     untouched = heard("untouched", blank, [None] * len(blank))
     tables, kept = [], {"untouched": [untouched.embedding]}
+    kinds = chosen | ({"variants": chosen["output"]} if variants else {})
     jobs = [
-        (name, i, one) for name, part in chosen.items() for i, one in enumerate(part.itertuples())
+        (name, i, one) for name, part in kinds.items() for i, one in enumerate(part.itertuples())
     ]
     for name, i, one in progress(jobs):
         knob = Knob(saes[one.sae], one.feature, plan.strength, peak=atlases[one.sae])
@@ -309,6 +345,8 @@ def play(
             todo += [("prompt", 0.0, None, said), ("prompt + output", plan.strength, knob, said)]
             todo += [(name, dose, dataclasses.replace(knob, strength=dose), "")
                      for dose in plan.doses]  # fmt: skip
+        elif name == "variants":
+            todo = [(way, plan.strength, turns[i], "") for way, turns in variants.items()]
         rows, turned = [], []
         for method, strength, turn, said in todo:
             rows += asked(method, strength, one.concept, said)
@@ -343,12 +381,13 @@ def run(folder: Path, plan: Plan = Plan(), model: MusicModel | None = None) -> d
     tagger, judge = nano_tagger(), nano_clap()
     listed = shortlist(model, saes, atlases, store, heard_by(judge))
     pulled = listed[listed["by"] == "output"].reset_index(drop=True)
-    marked = screen(model, saes, atlases, pulled, tagger, plan, folder / "screen")
+    which = zlib.crc32(repr(pulled[["concept", "sae", "feature"]].to_numpy().tolist()).encode())
+    marked = screen(model, saes, atlases, pulled, tagger, plan, folder / f"screen-{which:08x}")
     chosen = {
         "output": clearest(marked, "t", plan),
         "activation": clearest(listed[listed["by"] == "activation"], "score", plan),
     }
-    made = directions(saes, store, chosen["output"])
+    made = directions(saes, atlases, store, chosen["output"])
 
     def placed(part: pd.DataFrame) -> pd.DataFrame:
         peaks = [
@@ -358,7 +397,8 @@ def run(folder: Path, plan: Plan = Plan(), model: MusicModel | None = None) -> d
 
     table, embeddings = play(
         model, saes, atlases, chosen, made, tagger, judge, plan, folder=folder,
-        progress=lambda jobs: tqdm(jobs, "methods"),
+        variants=ways(saes, atlases, chosen["output"], marked, plan),
+        progress=lambda jobs: tqdm(jobs, "features"),
     )  # fmt: skip
     distance = {
         name: outcome.frechet(rows, embeddings["untouched"][: len(rows)])
