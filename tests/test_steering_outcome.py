@@ -266,14 +266,22 @@ def test_the_whole_of_it_in_small(model, tmp_path):  # noqa: F811
     assert len(chosen["output"]) == 2
     made = {"random": list(torch.randn(2, 32))}
     prompts = ("slow piano", "drums")
-    variants = experiment.ways(saes, atlases, chosen["output"], marked, plan)
+    variants = experiment.ways(saes, atlases, chosen["output"], listed, plan)
+    assert variants["follows"] == [None, None]
     assert variants["prompted half"][0].half == "cond"
     assert [knob.strength for knob in variants["all layers"][0]] == [plan.strength]
     play = lambda: experiment.play(  # noqa: E731
         model, saes, atlases, chosen, made, Loud(), Space(), plan, prompts, variants, tmp_path
     )
     table, embeddings = play()
-    assert set(table["method"]) == {"output", "random", "prompt", "prompt + output", *variants}
+    assert set(table["method"]) == {
+        "output",
+        "random",
+        "prompt",
+        "prompt + output",
+        "prompted half",
+        "all layers",
+    }
     counts = table.groupby(["method", "strength"]).size()
     assert counts.pop(("output", 1.0)) == 2 * 2  # doses on one seed
     assert (counts == 2 * 4).all() and len(counts) == 6

@@ -227,18 +227,26 @@ def ways(
     saes: Sequence[SAE],
     atlases: Sequence[FeatureAtlas],
     chosen: pd.DataFrame,
-    marked: pd.DataFrame,
+    listed: pd.DataFrame,
     plan: Plan,
 ) -> dict[str, list]:
-    """Other ways to turn chosen features: in the prompted half of guidance alone, which multiplies
-    the push; and the candidates of all layers at once, each with its part of the strength."""
+    """Other knobs for the concepts of chosen features.
+
+    "prompted half": in that half of guidance alone, which multiplies the push; "all layers": the
+    candidates of all layers at once, each with its part of the strength; "follows": the feature
+    that follows the concept best (None where the music holds it too rarely to say).
+    """
     knob = lambda one, part=1.0, **how: Knob(  # noqa: E731
         saes[one.sae], one.feature, plan.strength * part, peak=atlases[one.sae], **how
     )
-    stacks = [marked[marked["concept"] == concept] for concept in chosen["concept"]]
+    of = lambda by: [  # noqa: E731
+        list(listed[(listed["by"] == by) & (listed["concept"] == concept)].itertuples())
+        for concept in chosen["concept"]
+    ]
     return {
         "prompted half": [knob(one, half="cond") for one in chosen.itertuples()],
-        "all layers": [[knob(one, 1 / len(part)) for one in part.itertuples()] for part in stacks],
+        "all layers": [[knob(one, 1 / len(part)) for one in part] for part in of("output")],
+        "follows": [knob(part[0]) if part else None for part in of("activation")],
     }
 
 
@@ -295,7 +303,7 @@ def play(
     plan : Plan
     prompts : sequence of str
     variants : dict of name to rows, optional
-        Other ways to turn each of ``chosen["output"]``, as `sweep` takes them.
+        Other knobs for each of ``chosen["output"]``, as `sweep` takes them; None is passed over.
     folder : Path, optional
         Where what was played is kept.
     progress : callable
@@ -346,7 +354,8 @@ def play(
             todo += [(name, dose, dataclasses.replace(knob, strength=dose), "")
                      for dose in plan.doses]  # fmt: skip
         elif name == "variants":
-            todo = [(way, plan.strength, turns[i], "") for way, turns in variants.items()]
+            todo = [(way, plan.strength, turns[i], "") for way, turns in variants.items()
+                    if turns[i] is not None]  # fmt: skip
         rows, turned = [], []
         for method, strength, turn, said in todo:
             rows += asked(method, strength, one.concept, said)
@@ -397,7 +406,7 @@ def run(folder: Path, plan: Plan = Plan(), model: MusicModel | None = None) -> d
 
     table, embeddings = play(
         model, saes, atlases, chosen, made, tagger, judge, plan, folder=folder,
-        variants=ways(saes, atlases, chosen["output"], marked, plan),
+        variants=ways(saes, atlases, chosen["output"], listed, plan),
         progress=lambda jobs: tqdm(jobs, "features"),
     )  # fmt: skip
     distance = {
