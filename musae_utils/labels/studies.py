@@ -144,10 +144,11 @@ def study(
             yield from music.make_many(1, APART + seed * 1000 + number, seconds, split)
 
     def harvested(split: str):
-        name = f"study-{model.fingerprint}-{layer}-{split}-{pieces}-{seconds:g}-{seed}"
-        return activations.harvest(
-            model, composed(split), layer, Path(folder) / name, progress=False
-        )
+        layers = sorted({layer, *shipped.layers(model)})  # so that studies share the reading
+        read = "-".join(map(str, layers))
+        name = f"study-{model.fingerprint}-{read}-{split}-{pieces}-{seconds:g}-{seed}"
+        place = Path(folder) / name
+        return activations.harvest(model, composed(split), layers, place, progress=False)
 
     known, unseen = harvested("train"), harvested("test")
     sae = sae or shipped.pretrained(model, layer, known, folder)
