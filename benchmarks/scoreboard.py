@@ -655,7 +655,7 @@ def steered(board: Board) -> dict:
 
 
 @figures(
-    "steering.zero_identity", "steering.sweep_overhead", "steering.batching_gain", minutes=2,
+    "steering.zero_identity", "steering.sweep_overhead", "steering.batching_gain", minutes=3,
     timing=True,
 )  # fmt: skip
 def sweeping(board: Board) -> dict:

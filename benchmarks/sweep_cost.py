@@ -1,6 +1,6 @@
 """What a sweep costs, and that knobs at zero cost nothing of the music.
 
-    python benchmarks/sweep_cost.py [--pairs 6] [--json FILE]
+    python benchmarks/sweep_cost.py [--pairs 3] [--json FILE]
 
 =======================  =========================================================================
 steering.zero_identity   codes that differ from an untouched generation's, over every kind of knob
@@ -46,7 +46,7 @@ def zero_identity(model: MusicModel, sae: SAE) -> Interval:
     return Interval(float(differ), math.nan, math.nan, len(rows))
 
 
-def measure(model: MusicModel | None = None, sae: SAE | None = None, pairs: int = 6) -> list[dict]:
+def measure(model: MusicModel | None = None, sae: SAE | None = None, pairs: int = 3) -> list[dict]:
     """Scoreboard entries: name, value, low, high, n, unit. Untrained parts unless given."""
     model = model or untrained()
     if sae is None:
@@ -72,7 +72,7 @@ def measure(model: MusicModel | None = None, sae: SAE | None = None, pairs: int 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--pairs", type=int, default=6)
+    parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--json", type=Path)
     asked = parser.parse_args()
     listed = measure(pairs=asked.pairs)
