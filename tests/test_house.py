@@ -250,3 +250,19 @@ def test_the_scoreboard_file_has_the_agreed_form():
     assert len(names) == len(set(names))
     for entry in entries:
         assert {"name", "value", "low", "high", "n", "unit", "seconds"} <= set(entry), entry
+
+
+def test_pages_quote_figures_that_are_on_the_board():
+    figures = {
+        entry["name"]: entry
+        for entry in json.loads((ROOT / "data" / "scoreboard.json").read_text())
+    }
+    quoted = {
+        name
+        for page in (ROOT / "book").glob("*.md")
+        for name in re.findall(r"<!-- figure: ([\w.]+) -->", page.read_text())
+    }
+    assert quoted and quoted <= set(figures)
+    # What the page on the reviewers says in words of early and late layers.
+    early, late = (figures[f"atlas.coverage.frame.layer_{layer}"] for layer in (1, 5))
+    assert early["low"] > late["high"]
