@@ -16,7 +16,7 @@ from test_steering import CARD, PEAK, an_sae, model, sae  # noqa: F401  # fixtur
 from musae_utils import stats, steering
 from musae_utils.labels.words import phrase
 from musae_utils.models import Generation
-from musae_utils.steering import Knob, choose, experiment, outcome
+from musae_utils.steering import Knob, Patch, choose, experiment, outcome
 
 CONCEPTS = ["drums: yes", "drums: no", "tonic: D", "tonic: G"]
 
@@ -270,6 +270,7 @@ def test_the_whole_of_it_in_small(model, tmp_path):  # noqa: F811
     assert variants["follows"] == [None, None]
     assert variants["prompted half"][0].half == "cond"
     assert [knob.strength for knob in variants["all layers"][0]] == [plan.strength]
+    variants["patch"] = [Patch(0, torch.randn(40, 32), plan.strength)] * 2
     play = lambda: experiment.play(  # noqa: E731
         model, saes, atlases, chosen, made, Loud(), Space(), plan, prompts, variants, tmp_path
     )
@@ -281,10 +282,11 @@ def test_the_whole_of_it_in_small(model, tmp_path):  # noqa: F811
         "prompt + output",
         "prompted half",
         "all layers",
+        "patch",
     }
     counts = table.groupby(["method", "strength"]).size()
     assert counts.pop(("output", 1.0)) == 2 * 2  # doses on one seed
-    assert (counts == 2 * 4).all() and len(counts) == 6
+    assert (counts == 2 * 4).all() and len(counts) == 7
     assert embeddings["untouched"].shape == (6, 2) and embeddings["random"].shape == (8, 2)
     # prompts of one seed share their noise with their untouched row: strength 0 would be no change
     pd.testing.assert_frame_equal(table, play()[0])  # kept, not played again

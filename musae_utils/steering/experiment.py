@@ -22,9 +22,10 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 from tqdm import tqdm
 
-from musae_utils import models, music, runs, stats
+from musae_utils import models, music, runs, stats, trace
 from musae_utils.activations import ActivationStore, harvest
 from musae_utils.features import FeatureAtlas
 from musae_utils.labels.clap import AudioTextModel
@@ -36,7 +37,7 @@ from musae_utils.sae import SAE, shipped
 from musae_utils.stats import Interval
 from musae_utils.steering import outcome
 from musae_utils.steering.choose import evidence, pulls
-from musae_utils.steering.knobs import Knob
+from musae_utils.steering.knobs import Knob, Patch
 from musae_utils.steering.rivals import controls
 from musae_utils.steering.sweeps import sweep
 
@@ -75,7 +76,7 @@ class Plan:
         Length of a screened candidate and of all else.
     """
 
-    features: int = 12
+    features: int = 24
     most: int = 3
     strength: float = 0.5
     doses: tuple[float, ...] = (0.25, 1.0, 2.0)
@@ -250,6 +251,25 @@ def ways(
     }
 
 
+def patches(
+    model: MusicModel, saes: Sequence[SAE], chosen: pd.DataFrame, store: ActivationStore, plan: Plan
+) -> list[Patch]:
+    """Activation patching for the concepts of chosen features, at their layers.
+
+    The stream of the piece in which the concept holds most of the time, mixed in at the plan's
+    strength: all that the layer holds of it, and not one direction.
+    """
+    n, turns = model._checked_frames(plan.seconds), []
+    for one in chosen.itertuples():
+        holds = where(store, [one.concept])[:, 0]
+        share = [holds[clip.start : clip.start + n].mean() for clip in store.clips]
+        codes = torch.as_tensor(store.clips[int(np.argmax(share))].codes)[None, :, :n].long()
+        layer = saes[one.sae].hook_point["layer"]
+        stream = trace.residuals(model, codes, [layer])[layer][0]
+        turns.append(Patch(layer, stream, plan.strength))
+    return turns
+
+
 def where(store: ActivationStore, concepts: Sequence[str]) -> np.ndarray:
     """In which rows of a store concepts hold, bool (rows, concepts)."""
     parts = []
@@ -339,7 +359,9 @@ def play(
     blank = lines(asked("untouched", 0.0))
     untouched = heard("untouched", blank, [None] * len(blank))
     tables, kept = [], {"untouched": [untouched.embedding]}
-    kinds = chosen | ({"variants": chosen["output"]} if variants else {})
+    # The patch is played apart: it was added when the others were there already.
+    apart = ["patch"] if "patch" in (variants or {}) else []
+    kinds = chosen | {k: chosen["output"] for k in (["variants"] if variants else []) + apart}
     jobs = [
         (name, i, one) for name, part in kinds.items() for i, one in enumerate(part.itertuples())
     ]
@@ -353,9 +375,9 @@ def play(
             todo += [("prompt", 0.0, None, said), ("prompt + output", plan.strength, knob, said)]
             todo += [(name, dose, dataclasses.replace(knob, strength=dose), "")
                      for dose in plan.doses]  # fmt: skip
-        elif name == "variants":
+        elif name in ("variants", "patch"):
             todo = [(way, plan.strength, turns[i], "") for way, turns in variants.items()
-                    if turns[i] is not None]  # fmt: skip
+                    if turns[i] is not None and (way == "patch") == (name == "patch")]  # fmt: skip
         rows, turned = [], []
         for method, strength, turn, said in todo:
             rows += asked(method, strength, one.concept, said)
@@ -406,7 +428,8 @@ def run(folder: Path, plan: Plan = Plan(), model: MusicModel | None = None) -> d
 
     table, embeddings = play(
         model, saes, atlases, chosen, made, tagger, judge, plan, folder=folder,
-        variants=ways(saes, atlases, chosen["output"], listed, plan),
+        variants=ways(saes, atlases, chosen["output"], listed, plan)
+        | {"patch": patches(model, saes, chosen["output"], store, plan)},
         progress=lambda jobs: tqdm(jobs, "features"),
     )  # fmt: skip
     distance = {
