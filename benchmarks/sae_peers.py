@@ -429,11 +429,11 @@ def fvu(steps: int, batch: int, table: dict) -> None:
                 strict=True)
         )  # fmt: skip
         print(f"FVU over that of {name}: {row['value']:.3f} [{row['low']:.3f}, {row['high']:.3f}]")
-    point = store.hook_point(store_layer(store))
+    point = store.hooks[store_layer(store)]
     table["fvu"] = {
         "d": store.d, "n": 16 * store.d, "k": 32, "batch": batch, "steps": steps,
         "rows": len(store), "held_out_rows": [len(x) for x in tests],
-        "hook": f"{point.path} of {point.model} [{point.fingerprint}]",
+        "hook": f"{point['path']} of {point['model']} [{point['fingerprint']}]",
         "ours": mine, "rivals": found, "left_out": left_out,
     }  # fmt: skip
     save(table)
