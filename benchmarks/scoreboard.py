@@ -644,14 +644,13 @@ def steered(board: Board) -> dict:
     """
     from musae_utils.steering import experiment
 
-    units = {"win_ratio_random": "wins to losses", "vs": "cosine"}
-    return {
-        name: (
-            found,
-            units.get(name.split(".")[1].split("_")[0], units.get(name.split(".")[1], "")),
-        )
-        for name, found in experiment.figures(experiment.load()).items()
-    }
+    def unit(name: str) -> str:
+        if name.startswith("steering.vs_"):
+            return "cosine"
+        return "wins to losses" if name == "steering.win_ratio_random" else ""
+
+    found = experiment.figures(experiment.load())
+    return {name: (figure, unit(name)) for name, figure in found.items()}
 
 
 @figures(

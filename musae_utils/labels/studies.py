@@ -66,10 +66,6 @@ class Study:
         """The examples of one feature."""
         return self.examples[self.planted.index.get_loc(feature)]
 
-    def following(self) -> list[Examples]:
-        """Those of the features that follow a planted concept."""
-        return [chosen for chosen in self.examples if self.planted[chosen.feature]]
-
     def pieces(self, window: float | None = None, seed: int = 0) -> list[Example]:
         """One window of each held-out piece, at a place drawn for it: to try judges on."""
         rng, found = np.random.default_rng(seed), []

@@ -359,9 +359,7 @@ def play(
     blank = lines(asked("untouched", 0.0))
     untouched = heard("untouched", blank, [None] * len(blank))
     tables, kept = [], {"untouched": [untouched.embedding]}
-    # The patch is played apart: it was added when the others were there already.
-    apart = ["patch"] if "patch" in (variants or {}) else []
-    kinds = chosen | {k: chosen["output"] for k in (["variants"] if variants else []) + apart}
+    kinds = chosen | ({"variants": chosen["output"]} if variants else {})
     jobs = [
         (name, i, one) for name, part in kinds.items() for i, one in enumerate(part.itertuples())
     ]
@@ -375,9 +373,9 @@ def play(
             todo += [("prompt", 0.0, None, said), ("prompt + output", plan.strength, knob, said)]
             todo += [(name, dose, dataclasses.replace(knob, strength=dose), "")
                      for dose in plan.doses]  # fmt: skip
-        elif name in ("variants", "patch"):
+        elif name == "variants":
             todo = [(way, plan.strength, turns[i], "") for way, turns in variants.items()
-                    if turns[i] is not None and (way == "patch") == (name == "patch")]  # fmt: skip
+                    if turns[i] is not None]  # fmt: skip
         rows, turned = [], []
         for method, strength, turn, said in todo:
             rows += asked(method, strength, one.concept, said)
