@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from musae_utils import models, music, probes, runs, stats, trace
+from musae_utils import models, music, probes, runs, trace
 from musae_utils.models import quality
 from musae_utils.stats import Interval, bootstrap, proportion
 
@@ -569,7 +569,7 @@ def naming(board: Board) -> dict:
     clips on which it chose them, less what written truth gives them on others.
     """
     from musae_utils import labels
-    from musae_utils.labels.scoring import RIVALS
+    from musae_utils.labels.scoring import RIVALS, detection_auc
     from musae_utils.sae import shipped
 
     model = board.model
@@ -615,8 +615,7 @@ def naming(board: Board) -> dict:
         found[f"labels.false_names.{short(method.name)}"] = proportion(number, len(said))
 
     def auc(judge, half, text):
-        told = np.asarray(judge.score(half.all, text), float)[:, None]
-        return float(stats.auc(told, half.fires[:, None])[0, 0])
+        return detection_auc(np.asarray(judge.score(half.all, text), float), half)
 
     flattery = []
     for label in automatic:

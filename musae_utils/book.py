@@ -371,8 +371,7 @@ def stage(root: Path, source: Path, chapters: Sequence[Chapter], run: runs.Run, 
     for path in (root / "book").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             wanted[path.relative_to(root).as_posix()] = path.read_bytes()
-    board = root / "data" / "scoreboard.json"
-    figures = {e["name"]: e for e in runs.load_json(board)} if board.exists() else {}
+    figures = {entry["name"]: entry for entry in _board(root) or ()}
     for name in [name for name in wanted if name.endswith(".md")]:
         text = wanted[name].decode()
         wanted[name] = FIGURE.sub(lambda found: _told(figures.get(found[1])), text).encode()
@@ -479,12 +478,11 @@ def status_page(root: Path, chapters: Sequence[Chapter], about: str) -> str:
     lines += ["", "## Software", "", "| Package | Version |", "|--|--|"]
     lines += [f"| {name} | {version} |" for name, version in runs.versions().items()]
     lines += ["", "## Scoreboard", ""]
-    board = root / "data" / "scoreboard.json"
-    if board.exists():
+    if (entries := _board(root)) is not None:
         lines += [
             "Recomputed from what is shipped by `make scoreboard`; intervals are 95 %.",
             "",
-            scoreboard_table(runs.load_json(board)),
+            scoreboard_table(entries),
         ]
     else:
         lines += ["Not computed yet: `make scoreboard`."]
@@ -503,6 +501,12 @@ def scoreboard_table(entries: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(rows)
 
 
+def _board(root: Path) -> list[dict[str, Any]] | None:
+    """The scoreboard's entries; None where it was not computed yet."""
+    path = root / "data" / "scoreboard.json"
+    return runs.load_json(path) if path.exists() else None
+
+
 def _told(entry: Mapping[str, Any] | None) -> str:
     """A figure in a sentence: its value, its unit and its interval."""
     if entry is None:
@@ -515,9 +519,8 @@ def _told(entry: Mapping[str, Any] | None) -> str:
 def quote_scoreboard(root: Path = ROOT) -> str:
     """Return ``README.md`` with the figures of ``data/scoreboard.json``, without their details."""
     text = (root / "README.md").read_text(encoding="utf-8")
-    board, table = root / "data" / "scoreboard.json", "Not computed yet."
-    if board.exists():
-        entries = runs.load_json(board)
+    table = "Not computed yet."
+    if (entries := _board(root)) is not None:
         names = {entry["name"] for entry in entries}
         details = {
             name for name in names

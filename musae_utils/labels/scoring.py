@@ -214,7 +214,10 @@ def score_labels(
                 try:
                     values = ask(label.text, chosen.scoring)
                     decisions += _decided(ask, label, chosen, values)
-                    row |= {"auc": _auc(values, chosen.scoring), "p": _p(values, chosen.scoring)}
+                    row |= {
+                        "auc": detection_auc(values, chosen.scoring),
+                        "p": _p(values, chosen.scoring),
+                    }
                     row |= _rivals(ask, label, labels, of, seed)
                 except Unjudged as error:
                     row["why"] = str(error)
@@ -293,7 +296,8 @@ class _Judge:
         return self._known[at]
 
 
-def _auc(values: np.ndarray, half: Half) -> float:
+def detection_auc(values: np.ndarray, half: Half) -> float:
+    """How well a judge's numbers (n,) for ``half.all`` tell active from silent examples."""
     return float(stats.auc(values[:, None], half.fires[:, None])[0, 0])
 
 
@@ -316,7 +320,7 @@ def _rivals(ask, label, labels, of, seed) -> dict[str, float]:
 
     def auc(text: str, half: Half) -> float:
         try:
-            return _auc(ask(text, half), half)
+            return detection_auc(ask(text, half), half)
         except Unjudged:
             return float("nan")
 
