@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -62,6 +63,7 @@ LM = {
 }
 
 
+SCALE = ".scale"  # what is added to the name of a matrix kept in eight bits
 LOUDEST = 2.9  # normalised log magnitude: -11 dB of full scale in one partial
 
 # -- the codec ----------------------------------------------------------------------------------
@@ -284,19 +286,48 @@ def build_lm(config: dict) -> LMModel:
 # -- files --------------------------------------------------------------------------------------
 
 
-def save_part(folder: Path, part: str, model: nn.Module, config: dict) -> None:
-    """Write ``{part}.safetensors`` (half precision) and ``{part}.json`` (config and report)."""
+def save_part(
+    folder: Path, part: str, model: nn.Module, config: dict, eight_bit: bool = False
+) -> None:
+    """Write ``{part}.safetensors`` (half precision) and ``{part}.json`` (config and report).
+
+    With `eight_bit` each row of a matrix is kept as whole numbers from -127 to 127 and one scale.
+    """
     from safetensors.torch import save
 
     from musae_utils.runs import atomic_write, save_json
 
-    state = {k: v.detach().half().contiguous() for k, v in model.state_dict().items()}
+    state = {}
+    for name, value in model.state_dict().items():
+        value = value.detach()
+        if eight_bit and value.ndim == 2 and name.endswith("weight"):
+            scale = (value.abs().amax(1) / 127).clamp(min=1e-6).half()
+            rounded = (value / scale.float()[:, None]).round().clamp(-127, 127)
+            state[name], state[name + SCALE] = rounded.to(torch.int8), scale
+        else:
+            state[name] = value.half().contiguous()
     atomic_write(folder / f"{part}.safetensors", save(state))
     save_json(folder / f"{part}.json", config)
 
 
-def load_part(folder: Path, part: str) -> nn.Module:
-    """Read what `save_part` wrote; a clear error names the file that is missing or damaged."""
+def _full_precision(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What `save_part` was given, as near as its file says."""
+    full = {}
+    for name, value in state.items():
+        if name + SCALE in state:
+            full[name] = value.float() * state[name + SCALE].float()[:, None]
+        elif not name.endswith(SCALE):
+            full[name] = value.float() if value.is_floating_point() else value
+    return full
+
+
+def load_part(
+    folder: Path, part: str, builders: Mapping[str, Callable[[dict], nn.Module]] | None = None
+) -> nn.Module:
+    """Read what `save_part` wrote; a clear error names the file that is missing or damaged.
+
+    `builders` make a part with fresh weights from its architecture; by default those of this file.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -308,11 +339,9 @@ def load_part(folder: Path, part: str) -> nn.Module:
             )
     try:
         config = json.loads(paths[0].read_text())
-        model = {"codec": build_codec, "lm": build_lm}[part](config["architecture"])
-        state = load_file(paths[1])
-        model.load_state_dict(
-            {k: v.float() if v.is_floating_point() else v for k, v in state.items()}
-        )
+        builders = builders or {"codec": build_codec, "lm": build_lm}
+        model = builders[part](config["architecture"])
+        model.load_state_dict(_full_precision(load_file(paths[1])))
     except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"{paths[1]} cannot be read as a nano {part} ({type(error).__name__}): it is truncated "

@@ -88,16 +88,41 @@ def crops(shards, rng: np.random.Generator, spectrum: LogSpectrum) -> torch.Tens
     return spectrum.analyse(audio)[:, EDGE:-EDGE]
 
 
-def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> None:
-    torch.manual_seed(seed)
-    data = training_audio(folder, shards)
-    codec = build_codec({})
-    encoder, decoder, layers = codec.encoder, codec.decoder, codec.quantizer.vq.layers
+def heard_error(bins: int):
+    """How wrong log magnitudes are to the ear: (x, y) to (error, flicker), of shape () both."""
     # Bins weigh as hearing does: equal below 500 Hz, then less; and partials near a frame's loudest
     # ten times those 26 dB below it. All bins alike, the top octave's noise drowns the tones.
-    hertz = torch.arange(encoder.spectrum.bins) * CODEC["sample_rate"] / CODEC["n_fft"]
+    hertz = torch.arange(bins) * CODEC["sample_rate"] / CODEC["n_fft"]
     by_ear = 1 / (1 + hertz / 500)
     by_ear = by_ear / by_ear.mean()
+
+    def error(x: torch.Tensor, y: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        weight = by_ear * (0.03 + torch.exp(1.5 * (x - x.amax(-1, keepdim=True))))
+        wrong = y - x
+        loss = (wrong.abs() * weight).sum() / weight.sum()
+        # An error that comes and goes is heard as strokes that nobody played; one that stays, less.
+        flicker = (wrong.diff(dim=1).abs() * weight[:, 1:]).sum() / weight[:, 1:].sum()
+        return loss, flicker
+
+    return error
+
+
+def train(
+    folder: Path,
+    out: Path,
+    steps: int,
+    shards: int,
+    seed: int = 1,
+    part: str = "codec",
+    config: dict = CODEC,
+    eight_bit: bool = False,
+) -> None:
+    """Train a codec of this architecture; it is kept as ``{part}.safetensors``."""
+    torch.manual_seed(seed)
+    data = training_audio(folder, shards)
+    codec = build_codec(config)
+    encoder, decoder, layers = codec.encoder, codec.decoder, codec.quantizer.vq.layers
+    error = heard_error(encoder.spectrum.bins)
 
     def losses(step: int) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(seed * 1_000_003 + step)
@@ -121,21 +146,17 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 1) -> No
             z = passed.view(len(x), -1, z.shape[1]).transpose(1, 2)
         with torch.autocast("cpu", torch.bfloat16):
             y = decoder.to_spectrum(z)
-        weight = by_ear * (0.03 + torch.exp(1.5 * (x - x.amax(-1, keepdim=True))))
-        wrong = y.float() - x
-        loss = (wrong.abs() * weight).sum() / weight.sum()
-        # An error that comes and goes is heard as strokes that nobody played; one that stays, less.
-        flicker = (wrong.diff(dim=1).abs() * weight[:, 1:]).sum() / weight[:, 1:].sum()
+        loss, flicker = error(x, y.float())
         total = loss + FLICKER * flicker + COMMITMENT * commitment
         return total, torch.stack([loss, flicker])
 
     matrices = (p for blocks in (encoder.blocks, decoder.blocks) for p in blocks.parameters())
     movers = optimisers((p for p in matrices if p.ndim == 2), codec, MUON_RATE, ADAM_RATE)
-    learnt = fit("codec", codec, movers, losses, steps, folder / "codec.pt", WARMUP, SAVE_EVERY)
+    learnt = fit(part, codec, movers, losses, steps, folder / f"{part}.pt", WARMUP, SAVE_EVERY)
     recipe = {"steps": steps, "batch": BATCH, "crop_seconds": CROP, "muon_rate": MUON_RATE,
               "adam_rate": ADAM_RATE, "seed": seed, "clips": shards * SHARD, **learnt}  # fmt: skip
     out.mkdir(parents=True, exist_ok=True)
-    save_part(out, "codec", codec, {"architecture": CODEC, "recipe": recipe})
+    save_part(out, part, codec, {"architecture": config, "recipe": recipe}, eight_bit)
 
 
 if __name__ == "__main__":
