@@ -55,9 +55,9 @@ def plain_attention():
     """
     fused = F.scaled_dot_product_attention
 
-    def attend(q, k, v, is_causal=False, dropout_p=0.0):
-        if k.shape[-2] > 1000:
-            return fused(q, k, v, is_causal=is_causal, dropout_p=dropout_p)
+    def attend(q, k, v, attn_mask=None, is_causal=False, dropout_p=0.0):
+        if k.shape[-2] > 1000 or attn_mask is not None:
+            return fused(q, k, v, attn_mask, is_causal=is_causal, dropout_p=dropout_p)
         with torch.autocast("cpu", enabled=False):
             scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2)
             if is_causal:
@@ -93,19 +93,26 @@ def cross_entropies(lm, codes: torch.Tensor, prompts: list[str | None]) -> torch
     return torch.stack(losses)
 
 
+class Captions:
+    """Four tellings of each training clip, made when a shard is first asked for."""
+
+    def __init__(self) -> None:
+        self.told: dict[int, list[list[str]]] = {}
+
+    def of(self, shard: int, row: int, rng: np.random.Generator) -> str:
+        if shard not in self.told:
+            tell = np.random.default_rng([shard, 5])
+            self.told[shard] = training_captions(shard, tell, tellings=4)
+        return self.told[shard][rng.integers(4)][row]
+
+
 class Pieces:
     """Training clips' codes and captions, drawn by step number alone."""
 
     def __init__(self, folder: Path, shards: int, codec):
         self.codes = [code_shard(folder, i, codec)
                       for i in tqdm(range(shards), desc="encoding", unit="shard")]  # fmt: skip
-        self.captions: dict[int, list[list[str]]] = {}
-
-    def caption(self, shard: int, row: int, rng) -> str:
-        if shard not in self.captions:  # four tellings of each clip, made when first needed
-            tell = np.random.default_rng([shard, 5])
-            self.captions[shard] = training_captions(shard, tell, tellings=4)
-        return self.captions[shard][rng.integers(4)][row]
+        self.captions = Captions()
 
     def batch(self, rng, rows: int, frames: int):
         codes, prompts = [], []
@@ -115,7 +122,7 @@ class Pieces:
             start = 0 if rng.random() < FROM_THE_START else int(rng.integers(last + 1))
             codes.append(self.codes[shard][row, :, start : start + frames].astype(np.int64))
             dropped = rng.random() < LM["guidance_dropout"]
-            prompts.append(None if dropped else self.caption(shard, row, rng))
+            prompts.append(None if dropped else self.captions.of(shard, row, rng))
         return torch.from_numpy(np.stack(codes)), prompts
 
 
