@@ -15,7 +15,7 @@ ARGS    ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test test-fast lab nano saes ears steering scoreboard peers lint lock clean
+.PHONY: help env book test test-fast lab nano saes ears steering latents scoreboard peers lint lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,9 +50,12 @@ test-fast: $(READY) ## unit tests alone
 lab: $(READY) ## JupyterLab at the first chapter
 	@$(BIN)/jupyter lab "$$(ls notebooks/[0-9]*.ipynb | head -n 1)"
 
-nano: $(READY) ## train the nano codec and the nano MusicGen again (hours; stop it and it resumes)
+nano: $(READY) ## train the nano models again: codec, MusicGen, VAE, tokenizer, diffusion (hours; resumes)
 	@$(PY) -m musae_utils.models.train_codec $(ARGS)
 	@$(PY) -m musae_utils.models.train_lm $(ARGS)
+	@$(PY) -m musae_utils.latents.train_vae $(ARGS)
+	@$(PY) -m musae_utils.latents.train_tokenizer $(ARGS)
+	@$(PY) -m musae_utils.latents.train_flow $(ARGS)
 
 saes: $(READY) ## train the nano model's sparse autoencoders again (ten minutes; resumes)
 	@$(PY) -m musae_utils.sae.shipped $(ARGS)
@@ -62,6 +65,11 @@ ears: $(READY) ## train the nano tagger and the nano CLAP again (under an hour; 
 
 steering: $(READY) ## steer with chosen features beside every rival, for chapter 11 (an hour; resumes)
 	@$(PY) -m musae_utils.steering.experiment $(ARGS)
+
+latents: $(READY) ## probe, manipulate and watch the audio latents, for chapters 13 and 14 (half an hour; resumes)
+	@$(PY) -m musae_utils.latents.spaces $(ARGS)
+	@$(PY) -m musae_utils.latents.manipulate $(ARGS)
+	@$(PY) -m musae_utils.latents.birth $(ARGS)
 
 scoreboard: $(READY) ## recompute every headline figure, quoted in README.md: ARGS="--only nano.codec"
 	@$(PY) benchmarks/scoreboard.py $(ARGS)

@@ -39,6 +39,7 @@ from musae_utils.stats import Interval, bootstrap, proportion
 
 ROOT = Path(__file__).resolve().parents[1]
 BATCH = 16  # rows generated at once
+IN_DECIBELS = ("log_spectral_distance", "si_sdr", "band_energy_error")
 KEYS = ("name", "value", "low", "high", "n", "unit", "seconds")
 
 
@@ -218,8 +219,36 @@ def codec(board: Board) -> dict:
     report = quality.codec_report(
         clips, copied, codes, board.model.cardinality, board.progress("comparing")
     )
-    units = {"log_spectral_distance": "dB", "si_sdr": "dB", "band_energy_error": "dB"}
-    return {f"nano.codec.{k}": (v, units.get(k.split(".")[0], "")) for k, v in report.items()}
+    return {
+        f"nano.codec.{k}": (v, "dB" if k.split(".")[0] in IN_DECIBELS else "")
+        for k, v in report.items()
+    }
+
+
+@figures(
+    "nano.vae.chroma_correlation", "nano.vae.pitch_agreement", "nano.tokenizer.chroma_correlation",
+    "nano.tokenizer.pitch_agreement", "nano.tokenizer.codebook_use", minutes=1,
+)  # fmt: skip
+def bottlenecks(board: Board) -> dict:
+    """The other nano latent models, by the codec's own figures on the same pieces."""
+    from musae_utils import latents
+
+    clips, found = board.held_out(board.clips, 10), {}
+    audio = np.stack([clip.audio for clip in clips])
+    for name in ("nano-vae", "nano-tokenizer"):
+        space = latents.load(name)
+        codes, cardinality = None, 0
+        z = space.encode(audio)
+        if space.kind != "vae":
+            book = space.net.quantizer
+            codes = book.encode(torch.from_numpy(z).transpose(1, 2)).numpy()
+            cardinality = book.bins
+        copied = space.decode(z, quantise=True)[:, : audio.shape[1]]
+        report = quality.codec_report(clips, copied, codes, cardinality, board.progress(name))
+        for key, value in report.items():
+            unit = "dB" if key.split(".")[0] in IN_DECIBELS else ""
+            found[f"{name.replace('-', '.')}.{key}"] = (value, unit)
+    return found
 
 
 @figures("nano.lm.ce_ratio", "nano.lm.cross_entropy", "nano.lm.unigram", minutes=1)
@@ -334,6 +363,31 @@ def obedience(board: Board) -> dict:
 
 def _int16(audio: np.ndarray) -> np.ndarray:
     return (audio.clip(-1, 1) * 32767).round().astype(np.int16)
+
+
+@figures("nano.flow.in_key_ratio", "nano.flow.harmonic_ratio", "nano.flow.onset_ratio", minutes=4)
+def diffusion(board: Board) -> dict:
+    """Music of 10 s that the latent-diffusion model makes of the same prompts in 32 steps.
+
+    Under ``.vae`` the VAE's copies of the originals: the most that it can be seen to reach.
+    """
+    from musae_utils.latents.flow import load_flow
+
+    flow = load_flow()
+    truths, originals, prompts = (part[: board.clips] for part in board.prompted)
+
+    def make() -> np.ndarray:
+        birth = flow.draw(prompts, 10, progress=board.progress("drawing"))
+        return _int16(flow.vae.decode(birth.states[-1]))
+
+    drawn = board.kept("drawn", make).astype(np.float32) / 32767
+    copied = flow.vae.decode(flow.vae.encode(originals))[:, : originals.shape[1]]
+    found = {}
+    for suffix, audio in {"": drawn, ".vae": copied}.items():
+        for name, interval in _likeness(board, audio, originals, truths).items():
+            if name.endswith("_ratio"):
+                found[f"nano.flow.{name}{suffix}"] = interval
+    return found
 
 
 @figures("nano.generate_rtf", minutes=1, timing=True)
@@ -700,7 +754,7 @@ def _sources() -> str:
     package = ROOT / "musae_utils"
     files = [Path(__file__), package / "models" / "quality.py", *models.NANO_FOLDER.glob("*.json")]
     files += [package / name for name in ("stats.py", "trace.py")]
-    for folder in ("music", "probes", "labels", "steering"):
+    for folder in ("music", "probes", "labels", "steering", "latents"):
         files += sorted((package / folder).glob("*.py"))
     digest = hashlib.sha256()
     for file in files:

@@ -73,16 +73,17 @@ def copies(model, audio: np.ndarray, progress: Progress = iter) -> tuple[np.ndar
 def codec_report(
     clips: Sequence[Clip],
     copied: np.ndarray,
-    codes: np.ndarray,
-    cardinality: int,
+    codes: np.ndarray | None = None,
+    cardinality: int = 0,
     progress: Progress = iter,
 ) -> dict[str, Interval]:
-    """What a codec keeps of held-out music.
+    """What a codec, or another autoencoder of sound, keeps of held-out music.
 
     Parameters
     ----------
     clips : sequence of Clip, with truth
     copied, codes : see `copies`
+        An autoencoder without codebooks has no codes.
     cardinality : int
         Entries of each codebook.
     progress : callable
@@ -122,6 +123,8 @@ def codec_report(
         name = f"band_energy_error.{low:g}-{high:g}"
         report[name] = _interval(error[i], drawn[:, i], len(clips))
 
+    if codes is None:
+        return report
     used = [len(np.unique(book)) / cardinality for book in np.moveaxis(codes, 1, 0)]
     for name, value in {"": min(used), **{f".{k}": u for k, u in enumerate(used, 1)}}.items():
         report[f"codebook_use{name}"] = Interval(value, np.nan, np.nan, len(clips))
