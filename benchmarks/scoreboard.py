@@ -319,30 +319,15 @@ def obedience(board: Board) -> dict:
     The judge is the tagger that ships, for tempo in beats a minute one that learns from the codec's
     copies. Its accuracy, on the codec's copies of the originals, is the most that can be seen.
     """
-    from musae_utils import labels
-    from musae_utils.labels.words import GROUPS
-
     truths, _, prompts = board.prompted
     learning = board._composed(8 * board.clips, 10, 500_000, "train")
     heard_from = board.copied("to-learn-tempo-from", np.stack([c.audio for c in learning]))
     tempo = quality.TempoJudge().fit(
         heard_from, [c.truth for c in learning], progress=board.progress("teaching a judge")
     )
-    tagger, rate = labels.nano_tagger(), board.model.sample_rate
 
     def hear(audio: np.ndarray) -> dict[str, np.ndarray]:
-        sounds = [labels.Example(i, "", "", 0, len(x) / rate, 0.0, x, rate)
-                  for i, x in enumerate(audio)]  # fmt: skip
-        share = tagger.probabilities(sounds)
-
-        def answer(kind: str) -> np.ndarray:
-            at = [tagger.tags.index(labels.phrase(concept)) for concept in GROUPS[kind]]
-            values = [concept.split(": ")[1] for concept in GROUPS[kind]]
-            return np.array(values)[share[:, at].argmax(1)]
-
-        tonics = [music.PITCH_NAMES.index(name) for name in answer("tonic")]
-        return {"instrument": answer("family"), "drums": answer("drums") == "yes",
-                "tonic": np.array(tonics), "tempo": tempo.hear(audio)}  # fmt: skip
+        return _tagged(audio, board.model.sample_rate) | {"tempo": tempo.hear(audio)}
 
     unprompted = board.audio("unprompted", board.generated("unprompted", [None] * len(prompts), 10))
     sounds = {
@@ -359,6 +344,26 @@ def obedience(board: Board) -> dict:
             elif not suffix:
                 found[f"nano.prompt.{name}"] = interval
     return found
+
+
+def _tagged(audio: np.ndarray, rate: int) -> dict[str, np.ndarray]:
+    """What the shipped tagger hears in each sound: instrument, drums, tonic."""
+    from musae_utils import labels
+    from musae_utils.labels.words import GROUPS
+
+    tagger = labels.nano_tagger()
+    sounds = [labels.Example(i, "", "", 0, len(x) / rate, 0.0, x, rate)
+              for i, x in enumerate(audio)]  # fmt: skip
+    share = tagger.probabilities(sounds)
+
+    def answer(kind: str) -> np.ndarray:
+        at = [tagger.tags.index(labels.phrase(concept)) for concept in GROUPS[kind]]
+        values = [concept.split(": ")[1] for concept in GROUPS[kind]]
+        return np.array(values)[share[:, at].argmax(1)]
+
+    tonics = [music.PITCH_NAMES.index(name) for name in answer("tonic")]
+    return {"instrument": answer("family"), "drums": answer("drums") == "yes",
+            "tonic": np.array(tonics)}  # fmt: skip
 
 
 def _int16(audio: np.ndarray) -> np.ndarray:
@@ -387,6 +392,10 @@ def diffusion(board: Board) -> dict:
         for name, interval in _likeness(board, audio, originals, truths).items():
             if name.endswith("_ratio"):
                 found[f"nano.flow.{name}{suffix}"] = interval
+        heard = quality.obedience_report(_tagged(audio, board.model.sample_rate), truths)
+        for name, interval in heard.items():
+            if not (suffix and name.endswith(".chance")):
+                found[f"nano.flow.prompt.{name}{suffix}"] = interval
     return found
 
 
