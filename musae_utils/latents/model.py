@@ -61,7 +61,8 @@ class LatentModel:
         channels: int = 1,
         said: str = "",
     ) -> None:
-        self.name, self.kind, self.net, self.said = name, kind, net, said
+        self.name, self.kind, self.net = name, kind, net
+        self._said, self._converted = said, set()
         self.sample_rate, self.hop, self.width, self.channels = sample_rate, hop, width, channels
         self._encode, self._decode, self._quantise = encode, decode, quantise
 
@@ -70,8 +71,17 @@ class LatentModel:
         return (
             f"LatentModel {self.name!r} ({self.kind}): {self.sample_rate} Hz audio as "
             f"{self.frame_rate:g} frames/s of {self.width} numbers; {millions:,.1f} M parameters, "
-            f"fingerprint {self.fingerprint}"
+            f"fingerprint {self.fingerprint}{'. ' + self.said if self.said else ''}"
         )
+
+    @property
+    def said(self) -> str:
+        """What should be known about this model, and about what was done to its sound."""
+        rates = ", ".join(f"{rate:,}" for rate in sorted(self._converted))
+        converted = (
+            f"Sound at {rates} Hz was converted to {self.sample_rate:,} Hz." if rates else ""
+        )
+        return f"{self._said} {converted}".strip()
 
     @property
     def frame_rate(self) -> float:
@@ -145,6 +155,7 @@ class LatentModel:
             parts.append(self._decode(rows).float().mean(1).cpu().numpy())
         n = z.shape[1] * self.hop
         sound = np.concatenate(parts)[:, :n]
+        sound = np.pad(sound, ((0, 0), (0, n - sound.shape[1])))  # odd strides drop a sample or two
         return sound[0] if one else sound
 
     @torch.no_grad()
@@ -197,6 +208,7 @@ class LatentModel:
         rate = sample_rate or self.sample_rate
         if rate != self.sample_rate:
             x = librosa.resample(x, orig_sr=rate, target_sr=self.sample_rate)
+            self._converted.add(rate)
         if x.shape[-1] < self.hop:
             raise ValueError(
                 f"The sound lasts {1000 * x.shape[-1] / self.sample_rate:.0f} ms, and one frame of "
