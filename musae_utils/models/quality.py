@@ -125,6 +125,8 @@ def codec_report(
 
     if codes is None:
         return report
+    if codes is None:
+        return report
     used = [len(np.unique(book)) / cardinality for book in np.moveaxis(codes, 1, 0)]
     for name, value in {"": min(used), **{f".{k}": u for k, u in enumerate(used, 1)}}.items():
         report[f"codebook_use{name}"] = Interval(value, np.nan, np.nan, len(clips))

@@ -580,8 +580,8 @@ def test_diffrhythms_vae_at_its_true_size(tmp_path):
 def check_true_size(model, row):
     assert (model.sample_rate, model.width, model.kind) == (row.hertz, row.width, row.kind)
     assert model.frame_rate == pytest.approx(row.frames)
-    clip = make(seed=1, seconds=1)
-    z = model.encode(clip)
+    clip = make(seed=1, seconds=5)
+    z = model.encode(clip.audio[: clip.sample_rate], clip.sample_rate)  # a second of it
     assert z.shape == (-(-model.sample_rate // model.hop), row.width)
     assert model.decode(z, quantise=True).shape == (len(z) * model.hop,)
     assert f"Sound at {clip.sample_rate:,} Hz" in model.said or model.sample_rate == 16_000
