@@ -82,5 +82,5 @@ def train(folder: Path, out: Path, steps: int, shards: int, seed: int = 4) -> No
 
 
 if __name__ == "__main__":
-    asked = arguments(__doc__.splitlines()[0], steps=5_000, shards=48)
+    asked = arguments(__doc__.splitlines()[0], steps=7_500, shards=48)
     train(asked.folder, asked.out, asked.steps, asked.shards)
