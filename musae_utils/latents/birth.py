@@ -46,7 +46,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
-from sklearn.isotonic import IsotonicRegression
+from sklearn.isotonic import isotonic_regression
 from tqdm import tqdm
 
 from musae_utils import models, music, runs, stats, trace
@@ -424,7 +424,7 @@ def halfway(at: Sequence[float], shares: np.ndarray) -> float:
     12.0
     """
     at = np.asarray(at, float)
-    fitted = IsotonicRegression(increasing=False).fit_transform(at, shares)
+    fitted = isotonic_regression(shares, increasing=False)
     below = np.flatnonzero(fitted < 0.5)
     if not len(below):
         return float(at[-1])
@@ -554,6 +554,27 @@ def steered(
         )  # fmt: skip
         out[window] = taken.states[-1]
     return out
+
+
+def reached(kept: dict) -> pd.DataFrame:
+    """What pushes did, of the table's ``push``.
+
+    Returns
+    -------
+    DataFrame
+        A line for each ``name`` of `ASKED` and each ``window`` ("random" along another direction,
+        in all steps): ``value``, ``low``, ``high``, share of what was asked for (of drums: more
+        certainty of the tagger), ``n`` births; ``others``, the mean change of all other attributes,
+        in standard deviations between births.
+    """
+    lines = []
+    for name, (attribute, by) in ASKED.items():
+        for window, gains in kept[name].items():
+            got = stats.bootstrap(np.nan_to_num(gains[attribute]) / by)
+            rest = [np.abs(np.nanmean(gain)) / np.nanstd(kept["level"][other])
+                    for other, gain in gains.items() if other != attribute]  # fmt: skip
+            lines.append({"name": name, "window": window, **got._asdict(), "others": np.mean(rest)})
+    return pd.DataFrame(lines)
 
 
 # -- the language model ----------------------------------------------------------------------------
@@ -733,7 +754,7 @@ def run(
 ) -> dict:
     """Everything, in a folder that a kill does no harm; returns what `TABLE` keeps."""
     began, flow, model = time.monotonic(), flow or load_flow(), model or models.load("nano")
-    weights = _fingerprint(flow)
+    weights = fingerprint(flow)
     folder = Path(folder) / f"{weights}-{model.fingerprint}"
     asked = prompt_pairs(plan.pairs)
     parts: dict[str, list] = {}
@@ -823,6 +844,14 @@ def run(
     }  # fmt: skip
 
 
+def fingerprint(flow: Flow) -> str:
+    """16 hex digits of a SHA-256 over a velocity field's weights."""
+    digest = hashlib.sha256()
+    for value in flow.net.state_dict().values():
+        digest.update(value.numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
 _LEVELS = ("pitch", "loudness", "timbre", "drums")
 
 
@@ -850,13 +879,6 @@ def _batches(n: int, size: int) -> list[slice]:
 
 def _clips() -> list[Clip]:
     return music.make_many(CLIPS, SEED, 5.0, "train")
-
-
-def _fingerprint(flow: Flow) -> str:
-    digest = hashlib.sha256()
-    for value in flow.net.state_dict().values():
-        digest.update(value.numpy().tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _plain(value: Any) -> Any:
@@ -925,6 +947,11 @@ def figures(kept: dict) -> dict[str, Interval]:
         ):
             found[key] = share_at(lm[table], name, place)
             found[f"{key}.null"] = share_at(lm[table], name, place, "stranger")
+    last = _called((STEPS, STEPS))
+    kinds = {_called((0, STEPS)): "", "random": ".random", last: ".result"}
+    for line in reached(kept["push"]).itertuples():
+        if line.window in kinds:
+            found[f"birth.steer.{line.name}{kinds[line.window]}"] = Interval(*line[3:7])
     return found
 
 
