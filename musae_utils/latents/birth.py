@@ -306,7 +306,9 @@ def settling(at: Sequence[int], deviation: np.ndarray, tolerance: float = TOLERA
 
 def errors(kept: dict, kind: str, name: str) -> np.ndarray:
     """Errors over the distance to a stranger, pooled over births: (steps,); 1 knows nothing."""
-    return np.nansum(kept[kind]["error"][name], 1) / np.nansum(kept["stranger"][name])
+    far = np.nansum(kept["stranger"][name])
+    alike = far < 1e-3 * len(kept["stranger"][name])  # then there is nothing to know
+    return np.nansum(kept[kind]["error"][name], 1) / (np.nan if alike else far)
 
 
 def ways(kept: dict, kind: str, name: str) -> tuple[np.ndarray, int]:
@@ -571,8 +573,11 @@ def reached(kept: dict) -> pd.DataFrame:
     for name, (attribute, by) in ASKED.items():
         for window, gains in kept[name].items():
             got = stats.bootstrap(np.nan_to_num(gains[attribute]) / by)
-            rest = [np.abs(np.nanmean(gain)) / np.nanstd(kept["level"][other])
-                    for other, gain in gains.items() if other != attribute]  # fmt: skip
+            rest = [
+                np.abs(np.nanmean(gain)) / spread
+                for other, gain in gains.items()
+                if other != attribute and (spread := np.nanstd(kept["level"][other])) > 0
+            ]
             lines.append({"name": name, "window": window, **got._asdict(), "others": np.mean(rest)})
     return pd.DataFrame(lines)
 
@@ -755,12 +760,12 @@ def run(
     """Everything, in a folder that a kill does no harm; returns what `TABLE` keeps."""
     began, flow, model = time.monotonic(), flow or load_flow(), model or models.load("nano")
     weights = fingerprint(flow)
-    folder = Path(folder) / f"{weights}-{model.fingerprint}"
     asked = prompt_pairs(plan.pairs)
     parts: dict[str, list] = {}
 
     def part(name: str, i: int, make: Callable[[], dict]) -> None:
-        path = folder / f"{name}-{i:03d}.json"
+        of = model.fingerprint if name == "lm" else weights  # a new flow: what was said stays said
+        path = Path(folder) / f"{name}-{of}" / f"{i:03d}.json"
         if not path.exists():
             _save(path, make())
         parts.setdefault(name, []).append(_arrays(runs.load_json(path)))
