@@ -613,6 +613,12 @@ def mixed_codebooks(
     return out
 
 
+def hears_by_layer(model: MusicModel) -> bool:
+    """Whether each layer reads the prompt itself; elsewhere it comes in once, before the music."""
+    layers = model.lm.transformer.layers
+    return all(getattr(layer, "cross_attention", None) is not None for layer in layers)
+
+
 @contextmanager
 def prompts_swapped(model: MusicModel, at: torch.Tensor, source: torch.Tensor) -> Iterator[None]:
     """While this lasts, layer l of row i hears the prompt of row ``source[i]`` where ``at[i, l]``.
@@ -620,13 +626,19 @@ def prompts_swapped(model: MusicModel, at: torch.Tensor, source: torch.Tensor) -
     Parameters
     ----------
     model : MusicModel
-        With cross-attention; in other models prompts come in once, before all layers.
     at : Tensor of bool, shape (B, layers)
     source : Tensor of int, shape (B,)
+
+    Raises
+    ------
+    ValueError
+        A model whose layers do not read the prompt; see `hears_by_layer`.
     """
-    layers = model.lm.transformer.layers
-    if any(getattr(layer, "cross_attention", None) is None for layer in layers):
-        raise ValueError(f"{model.name} does not read its prompt in each layer.")
+    if not hears_by_layer(model):
+        raise ValueError(
+            f"The layers of {model.name} do not read the prompt: it comes in once, before the "
+            "music. Take a model with cross-attention, such as facebook/musicgen-small."
+        )
 
     def hook(rows: torch.Tensor) -> Callable:
         def replace(_: Any, given: tuple) -> tuple:
@@ -639,7 +651,7 @@ def prompts_swapped(model: MusicModel, at: torch.Tensor, source: torch.Tensor) -
 
     hooks = [
         layer.cross_attention.register_forward_pre_hook(hook(at[:, i].nonzero()[:, 0]))
-        for i, layer in enumerate(layers)
+        for i, layer in enumerate(model.lm.transformer.layers)
     ]
     try:
         yield

@@ -1,5 +1,7 @@
 """How a sound is born: planted decisions are found where they were planted."""
 
+from types import SimpleNamespace
+
 import librosa
 import numpy as np
 import pytest
@@ -265,6 +267,15 @@ def test_prompts_by_layer_run_from_the_donors_music_to_the_own(nano_lm):
     same = birth.prompts_by_layer(nano_lm, a, a, 0.3, [5])
     assert all(np.allclose(x, same[0], atol=1e-3) for x in same.values())
     assert not nano_lm.lm.transformer.layers[0].cross_attention._forward_pre_hooks
+
+
+def test_a_model_whose_layers_do_not_read_the_prompt_is_told_so():
+    layers = [SimpleNamespace(cross_attention=None)]
+    model = SimpleNamespace(lm=SimpleNamespace(transformer=SimpleNamespace(layers=layers)))
+    model.name, model.n_layers = "melody", 1
+    assert not birth.hears_by_layer(model)
+    with pytest.raises(ValueError, match="melody do not read the prompt"):
+        birth.prompts_by_layer(model, ["a"], ["b"], 1.0, [0])
 
 
 def test_memories_run_from_the_donors_continuation_to_the_own(nano_lm):
