@@ -570,6 +570,19 @@ def test_a_wavtokenizer_at_its_true_size(name, tmp_path):
 
 
 @pytest.mark.slow
+def test_audioldms_vae_and_vocoder_at_their_true_size(tmp_path):
+    torch.manual_seed(0)
+    AutoencoderKL(
+        in_channels=1, out_channels=1, latent_channels=8, block_out_channels=(128, 256, 512),
+        down_block_types=["DownEncoderBlock2D"] * 3, up_block_types=["UpDecoderBlock2D"] * 3,
+        layers_per_block=2,
+    ).save_pretrained(tmp_path / "vae")  # fmt: skip
+    wide = vocoder(upsample_initial_channel=1024)
+    SpeechT5HifiGan(wide).save_pretrained(tmp_path / "vocoder")
+    check_true_size(latents.load(tmp_path), published.BY_NAME["cvssp/audioldm2-music"])
+
+
+@pytest.mark.slow
 def test_diffrhythms_vae_at_its_true_size(tmp_path):
     torch.manual_seed(0)
     save_file(stable_audio_tools(128, latent=64).state_dict(), tmp_path / "vae.safetensors")
