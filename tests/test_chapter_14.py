@@ -33,8 +33,9 @@ def made(settle, decide, seed=0):
     course = {"prediction": part(falls), "state": part(later), "stranger": every(np.ones(UNITS)),
               "average": every(np.full(UNITS, 0.7))}  # fmt: skip
     own = np.where(np.array(at) >= decide, 0.0, 1.0)[:, None] * rng.uniform(0.9, 1.1, UNITS)
-    swap = {"at": at, "own": every(own), "donor": every(own.max(0) - own),
-            "stranger": every(1.5 * np.ones_like(own))}  # fmt: skip
+    far = every(np.ones_like(own))
+    swap = {"at": at, "own": every(own), "donor": every(own.max(0) - own), "stranger": far,
+            "strangers": far}  # fmt: skip
     yes, no = np.ones(UNITS), np.zeros(UNITS)
     return {"course": course, "swap": swap, "louder": 3 * yes, "higher": 5 * yes,
             "obeyed": dict.fromkeys(birth.TAGS, yes),
@@ -68,11 +69,11 @@ def test_and_the_other_way_round():
     assert "Longest open is" in said and "until step 23.0 of 32" in said
 
 
-def test_a_table_of_strangers_decides_nothing():
+def test_strangers_are_never_followed():
     kept = made(settle=8, decide=24)
-    kept["swap"]["donor"] = kept["swap"]["stranger"]
-    space, _, _ = read(kept)
-    assert all(i.value < 1 for i in space["when"].values())
+    space, _, shown = read(kept)
+    assert all(i.value == 0 for i in space["null"].values())
+    assert shown[1].loc["pitch", "null"].startswith("0.0 [0.0, 0.0]")
 
 
 def test_the_exercise_accepts_its_solution_and_hints_otherwise():

@@ -23,10 +23,12 @@ family     share          of 8 lead instruments, by the nano tagger
 drums      share          with or without, by the nano tagger
 =========  =============  ==========================================================================
 
-**One measure for all swaps.** A piece y between its own result a and its donor's b:
-``share = d(y, a) / (d(y, a) + d(y, b))``, sums over units: 0 is the own result, 1 the donor's. The
-null asks the same of a *stranger*, a piece whose prompt and seed had no part in y: it begins near
-one half. An attribute is decided where a falling curve through the shares passes one half.
+**One measure for all swaps.** A result y of own piece a and donor b is pulled towards b by how much
+nearer it is to b than to strangers, pieces whose prompts and seeds had no part in it:
+``pull(y) = d(y, strangers) - d(y, b)``. Its *share* is ``(pull(y) - pull(a)) / (pull(b) -
+pull(a))``, sums over units: 0 for a, 1 for b, and 0 as well for a piece that is only something else
+(`left` says how far it went from a, wherever to). The null is the share of one of the strangers. An
+attribute is decided where a falling curve through the shares passes one half.
 
 ``make latents`` computes everything; ``data/latents/birth.json`` keeps it.
 """
@@ -385,34 +387,68 @@ def swapped(
 
 
 def between(results: dict[int, Heard], own: Heard, donor: Heard) -> dict:
-    """Distances of results from their own, their donor's and a stranger's, by attribute.
+    """Distances of results from their own, their donor's and strangers, by attribute.
 
     Parameters
     ----------
     results : dict of place to Heard
-        Of B rows.
+        Of B rows, two at least. Among the places are those of `own` and of `donor` themselves.
     own, donor : Heard
-        A stranger is the donor of the next row.
+        Strangers are the other rows' donors.
 
     Returns
     -------
     dict
-        ``at``, and by attribute ``own``, ``donor``, ``stranger``: arrays of shape (places, B).
+        ``at``, the places, and by attribute ``own``, ``donor``, ``stranger`` (the next row's donor)
+        and ``strangers`` (mean over all of them): arrays of shape (places, B).
     """
-    out: dict[str, Any] = {"at": list(results), "own": {}, "donor": {}, "stranger": {}}
+    n = len(next(iter(own.values())))
+    if n < 2:
+        raise ValueError("A stranger is the donor of another row, and there is one row only.")
+    out: dict[str, Any] = {"at": list(results)}
     for name in own:
-        away = np.roll(donor[name], -1, 0)
-        for kind, goal in (("own", own[name]), ("donor", donor[name]), ("stranger", away)):
-            out[kind][name] = np.array([distance(name, y[name], goal) for y in results.values()])
+        far = np.array(
+            [[distance(name, y[name], np.roll(donor[name], -k, 0)) for y in results.values()]
+             for k in range(n)]
+        )  # fmt: skip
+        away = np.isfinite(far[1:])
+        mean = np.where(away, far[1:], 0).sum(0) / away.sum(0).clip(1)
+        near = [distance(name, y[name], own[name]) for y in results.values()]
+        kinds = {"own": np.array(near), "donor": far[0], "stranger": far[1], "strangers": mean}
+        for kind, found in kinds.items():
+            out.setdefault(kind, {})[name] = found
     return out
 
 
 def share(kept: dict, name: str, goal: str = "donor", units: Any = slice(None)) -> np.ndarray:
-    """How far results have gone over from their own to another, (places,): see the module."""
-    own, other = (np.asarray(kept[kind][name])[:, units] for kind in ("own", goal))
-    good = np.isfinite(own) & np.isfinite(other)
-    near, far = (np.where(good, x, 0).sum(1) for x in (own, other))
-    return near / np.where(near + far > 0, near + far, 1)
+    """How far results follow their donor, (places,): 0 is their own, 1 the donor; see the module.
+
+    Parameters
+    ----------
+    kept : dict
+        Of `between`.
+    name : str
+        Of `UNITS`.
+    goal : {"donor", "stranger"}
+        "stranger" is the null, on the donor's scale.
+    units : index
+        Of the rows to take.
+    """
+    own, donor, other, away = (np.asarray(kept[kind][name])[:, units]
+                               for kind in ("own", "donor", goal, "strangers"))  # fmt: skip
+    good = np.isfinite(own + donor + other + away).all(0)
+    pull, scale = (away - other)[:, good].sum(1), (away - donor)[:, good].sum(1)
+    a, b = own[:, good].sum(1).argmin(), donor[:, good].sum(1).argmin()
+    way = scale[b] - scale[a]
+    return (pull - pull[a]) / (way if way > 0 else np.inf)
+
+
+def left(kept: dict, name: str) -> np.ndarray:
+    """How far results went from their own, (places,): 1 is as far as the donor, wherever to."""
+    own, donor = (np.asarray(kept[kind][name]) for kind in ("own", "donor"))
+    good = np.isfinite(own + donor).all(0)
+    gone = own[:, good].sum(1)
+    return gone / max(gone[donor[:, good].sum(1).argmin()], 1e-9)
 
 
 def halfway(at: Sequence[float], shares: np.ndarray) -> float:
@@ -458,11 +494,11 @@ def grip(kept: dict, name: str) -> Interval:
 
     Where a prompt has no grip on an attribute, there is nothing for a swap to change.
     """
-    own, far = (np.asarray(kept[kind][name]) for kind in ("donor", "stranger"))
-    at = int(np.argmax(kept["at"]))  # the own result: as far from its donor as the prompts put it
-    own, far = own[at], far[at]
-    good = np.flatnonzero(np.isfinite(own) & np.isfinite(far))
-    return _over_units(len(good), lambda i: own[good][i].sum() / max(far[good][i].sum(), 1e-9))
+    own, donor, away = (np.asarray(kept[kind][name]) for kind in ("own", "donor", "strangers"))
+    a = np.nansum(own, 1).argmin()
+    near, far = donor[a], away[a]
+    good = np.flatnonzero(np.isfinite(near) & np.isfinite(far))
+    return _over_units(len(good), lambda i: near[good][i].sum() / max(far[good][i].sum(), 1e-9))
 
 
 def obeyed(heard: Heard, asked: pd.DataFrame, who: str) -> dict[str, np.ndarray]:
@@ -822,10 +858,11 @@ def run(
         return out
 
     def spoken(rows: slice) -> dict:
-        clips = music.make_many(plan.pieces, SEED, 5.0, "test")[rows]
         n = round(2 * plan.begun * model.frame_rate)
-        codes = model.encode(clips)[..., :n]
-        donors = codes.roll(-1, 0)
+        codes, donors = (
+            model.encode(music.make_many(plan.pieces, start, 5.0, "test")[rows])[..., :n]
+            for start in (SEED, SEED + 1000)
+        )
         out, rate = {}, model.sample_rate
         for which in ("first", "last"):
             heard = {k: hear(model.decode(x).numpy(), rate)

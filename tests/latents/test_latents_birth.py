@@ -157,12 +157,26 @@ def made_swaps(decided=12, n=40, noise=0.3, steps=32, seed=0):
 @pytest.mark.parametrize("step", [4, 12, 26])
 def test_a_planted_decision_is_found(step):
     kept = made_swaps(step)
-    assert birth.share(kept, "loudness")[0] == 1 and birth.share(kept, "loudness")[-1] == 0
+    shares = birth.share(kept, "loudness")
+    assert shares[0] == pytest.approx(1) and shares[-1] == pytest.approx(0)
     found, null = (birth.decided(kept, "loudness", goal) for goal in ("donor", "stranger"))
     assert step - 2 <= found.low <= found.value <= found.high <= step
     assert found.n == 40
-    assert null.low < 1 and found.above(null.low)
+    assert null == (0, 0, 0, 40) and np.abs(birth.share(kept, "loudness", "stranger")).max() < 0.3
     assert birth.grip(kept, "loudness").low > 0.6
+
+
+def test_what_goes_somewhere_else_does_not_follow():
+    rng = np.random.default_rng(2)
+    level = lambda x: {"loudness": x[:, None] + np.zeros((1, 5))}  # noqa: E731
+    own, donor, else_ = rng.normal(0, 3, (3, 200))
+    results = {0: level(donor), 1: level(else_), 2: level(own)}
+    kept = birth.between(results, level(own), level(donor))
+    assert abs(birth.share(kept, "loudness")[1]) < 0.15
+    assert birth.left(kept, "loudness")[1] == pytest.approx(1, abs=0.2)
+    assert birth.left(kept, "loudness")[[0, 2]].tolist() == [1, 0]
+    with pytest.raises(ValueError, match="one row only"):
+        birth.between({0: level(own[:1])}, level(own[:1]), level(donor[:1]))
 
 
 def test_a_prompt_without_a_grip_decides_nothing():
