@@ -348,7 +348,8 @@ def settled(kept: dict, kind: str, name: str, by: str = "error") -> Interval:
     error, far = (np.asarray(x) for x in (kept[kind]["error"][name], kept["stranger"][name]))
     units = np.flatnonzero(np.isfinite(error).all(0) & np.isfinite(far))
     error, far = error[:, units], far[units]
-    return _over_units(len(units), lambda i: settling(at, error[:, i].sum(1) / far[i].sum()))
+    apart = lambda i: max(far[i].sum(), 1e-9)  # noqa: E731
+    return _over_units(len(units), lambda i: settling(at, error[:, i].sum(1) / apart(i)))
 
 
 def _over_units(n: int, statistic: Callable[[np.ndarray], float]) -> Interval:
