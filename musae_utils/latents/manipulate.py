@@ -68,11 +68,12 @@ TABLE = Path(__file__).resolve().parents[2] / "data" / "latents" / "manipulate.j
 DOSES = {"pitch": (-7, -3, 2, 5), "loudness": (-6, 6), "centroid": (-0.5, 0.5)}
 UNITS = {"pitch": "semitones", "loudness": "dB", "centroid": "octaves"}
 KEY = {"pitch": 5, "loudness": 6, "centroid": 0.5}  # shifts that every rival is asked for
-STRENGTHS = (1, 10, 20, 30)  # S2's α
+ALPHAS = (1, 10, 20, 30)  # S2's
 MEASURED = ("pitch", "loudness", "centroid", "strength")
 FITTED = ("matrix", "neighbours", "dictionary")  # the best of them is chosen on validation pairs
 RIVALS = ("vector", "probe", "DiffMean", "feature", "random")
 BIN = {"pitch": 1.0, "loudness": 2.0, "centroid": 0.125}  # of DiffMean
+KINDS = ("mix", "melody")  # all parts, and the melody alone
 START, LENGTH = 1.0, 2.5  # s: what is heard of each composition
 PLAIN = ("", 0.0)
 
@@ -195,7 +196,7 @@ def transposition(before: np.ndarray, after: np.ndarray) -> float:
     float
         A multiple of 0.2.
     """
-    hz = librosa.midi_to_hz(np.arange(45, 105, 0.2))
+    hz = librosa.midi_to_hz(np.arange(40, 105, 0.2))
     lines = []
     for sound in (before, after):
         level = np.abs(librosa.stft(sound, n_fft=4096, hop_length=1024))
@@ -223,21 +224,24 @@ class Edits:
         Of `pairs`, of training compositions; several lists of compositions may be joined.
     more : array of shape (B, n), optional
         Further sounds to learn dictionaries from, which need many frames.
+    steps : int
+        Batches that each SAE learns from.
     seed : int
     """
 
     def __init__(self, model: LatentModel, played: dict, more: np.ndarray | None = None,
-                 seed: int = 0) -> None:  # fmt: skip
-        self.model, self.seed = model, seed
+                 steps: int = 1000, seed: int = 0) -> None:  # fmt: skip
+        self.model, self.steps, self.seed = model, steps, seed
         self.latents = {key: model.encode(sounds) for key, sounds in played.items()}
         self.heard = heard(played[PLAIN], model)
         plain = _rows(self.latents[PLAIN])
         self.rows = plain if more is None else np.r_[plain, _rows(model.encode(more))]
         self.doses = [key for key in self.latents if key != PLAIN]
         self._fits: dict[str, Ridge] = {}
+        self._probes: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def __call__(
-        self, edit: str, z: np.ndarray, attribute: str, asked: float, now: dict, strength: float = 1
+        self, edit: str, z: np.ndarray, attribute: str, asked: float, now: dict, alpha: float = 1
     ) -> np.ndarray:
         """Latents (B, T, d) after an edit, of the same shape.
 
@@ -252,7 +256,7 @@ class Edits:
         now : dict
             Of `heard`: what the unedited sound is. Frames without the attribute are left alone by
             the edits that need to know its present value.
-        strength : float
+        alpha : float
             S2's α.
 
         Raises
@@ -265,7 +269,7 @@ class Edits:
         if asked == 0 and edit != "S2":
             return z.copy()
         if edit == "S2":
-            return self._s2(z, attribute, asked, now[attribute], strength)
+            return self._s2(z, attribute, asked, now[attribute], alpha)
         if edit in (*FITTED, "vector", "random"):
             if (attribute, asked) not in self.latents:
                 known = sorted(x for name, x in self.doses if name == attribute)
@@ -316,11 +320,15 @@ class Edits:
         return dict(zip(self.doses, parts, strict=True))
 
     def explained(self, edit: str, latents: dict) -> dict[tuple[str, float], float]:
-        """R² of an edit's steps on other pairs' latents: 1 is the true step, 0 none at all."""
+        """R² of an edit's steps on other pairs' latents: 1 is the true step, 0 none at all.
+
+        Of edits that need not know the present value: those fitted on pairs, and directions.
+        """
         z, found = latents[PLAIN], {}
-        for key, step in self._fitted(edit, z).items():
+        for key in self.doses:
             true = latents[key] - z
-            found[key] = float(1 - ((step - true) ** 2).sum() / (true**2).sum())
+            left = true - (self(edit, z, *key, {}) - z)
+            found[key] = float(1 - (left**2).sum() / (true**2).sum())
         return found
 
     # directions and means
@@ -359,7 +367,7 @@ class Edits:
 
     def _sae(self, architecture: str, k: int | None, **how):
         config = TrainConfig(
-            SAEConfig.of(self.model.width, 16, k, architecture), steps=1000, batch_size=1024,
+            SAEConfig.of(self.model.width, 16, k, architecture), steps=self.steps, batch_size=1024,
             lr=1e-3, dead_after=100_000, seed=self.seed, **how,
         )  # fmt: skip
         return train(config, self.rows, progress=False).sae
@@ -395,27 +403,26 @@ class Edits:
         with torch.no_grad():
             return sae(torch.as_tensor(z)).numpy()
 
-    @cached_property
-    def _probes(self) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-        """Class borders and softmax weights (classes, n) on the features, by attribute."""
-        found = {}
-        for attribute in DOSES:
+    def _classes(self, attribute: str) -> tuple[np.ndarray, np.ndarray]:
+        """Class borders of an attribute, and softmax weights (classes, n) on the features."""
+        if attribute not in self._probes:
             x, values = self._known(attribute)
             if attribute == "pitch":
                 borders = np.arange(np.floor(values.min()), np.ceil(values.max())) + 0.5
             else:
                 borders = np.quantile(values, np.linspace(0, 1, 21)[1:-1])
             labels = np.digitize(values, borders)
-            found[attribute] = borders, _softmax(_code(self.rmsnorm, x), labels, len(borders) + 1)
-        return found
+            weights = _softmax(_code(self.rmsnorm, x), labels, len(borders) + 1)
+            self._probes[attribute] = borders, weights
+        return self._probes[attribute]
 
     def _s2(
-        self, z: np.ndarray, attribute: str, asked: float, now: np.ndarray, strength: float
+        self, z: np.ndarray, attribute: str, asked: float, now: np.ndarray, alpha: float
     ) -> np.ndarray:
-        borders, weights = self._probes[attribute]
+        borders, weights = self._classes(attribute)
         push = weights[np.digitize(np.nan_to_num(now) + asked, borders)]
         push = np.where(np.isfinite(now)[..., None], push, 0).astype(np.float32)
-        code = torch.as_tensor(_code(self.rmsnorm, z) + strength * push)
+        code = torch.as_tensor(_code(self.rmsnorm, z) + alpha * push)
         with torch.no_grad():
             return self.rmsnorm.decode(root_mean_square_norm(code)).numpy()
 
@@ -481,13 +488,13 @@ class Ground:
         return self._bases[s2]
 
     def sounds(
-        self, edit: str, attribute: str, asked: float, strength: float = 1, n: int | None = None
+        self, edit: str, attribute: str, asked: float, alpha: float = 1, n: int | None = None
     ) -> np.ndarray:
         """Decoded sounds (n, samples) after an edit of the first n compositions."""
         if edit == "true":
             return self.model.decode(self.model.encode(self.played[attribute, asked][:n]))
         now = {name: values[:n] for name, values in self.now.items()}
-        z = self.edits(edit, self.z[:n], attribute, asked, now, strength)
+        z = self.edits(edit, self.z[:n], attribute, asked, now, alpha)
         return self.model.decode(z)
 
     def changes(
@@ -559,27 +566,35 @@ class Plan:
     """How much is played."""
 
     learnt: int = 24
-    """Training compositions of pairs, and as many melodies alone."""
+    """Training compositions of pairs, of each kind."""
     more: int = 96
-    """Further ones that dictionaries are learnt from."""
+    """Further ones (a quarter of them melodies alone) that dictionaries are learnt from."""
     chosen: int = 12
     """Validation compositions that the best fitted edit is chosen on."""
+    steps: int = 1000
+    """Batches that each SAE learns from."""
     scored: int = 48
     """Test compositions."""
     rivals: int = 24
     """Of them, those that rivals are asked for."""
 
 
-def learn(model: LatentModel, plan: Plan = Plan(), seed: int = 0) -> Edits:
-    """Edits of a space, from training compositions: mixes, and melodies alone."""
-    mixes, melodies = (
-        pairs(scores(plan.learnt, "train", seed + 10_000 * alone), alone=alone)
-        for alone in (False, True)
-    )
+def learn(
+    model: LatentModel,
+    plan: Plan = Plan(),
+    doses: Mapping[str, Sequence[float]] = DOSES,
+    kinds: Sequence[str] = KINDS,
+    seed: int = 0,
+) -> Edits:
+    """Edits of a space, from training compositions: other ones for mixes and for melodies."""
+    parts = [
+        pairs(scores(plan.learnt, "train", seed + 10_000 * i), doses, alone=kind == "melody")
+        for i, kind in enumerate(kinds)
+    ]
     more = [_played(piece, 0, i % 4 == 3)
             for i, piece in enumerate(scores(plan.more, "train", seed + 20_000))]  # fmt: skip
-    joined = {key: np.concatenate([mixes[key], melodies[key]]) for key in mixes}
-    return Edits(model, joined, np.stack(more) if more else None, seed)
+    joined = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
+    return Edits(model, joined, np.stack(more) if more else None, plan.steps, seed)
 
 
 def measure(edits: Edits, tests: Mapping[str, dict], chosen: Mapping[str, dict], plan: Plan,
@@ -625,13 +640,13 @@ def measure(edits: Edits, tests: Mapping[str, dict], chosen: Mapping[str, dict],
         ground = Ground(edits, played)
         out["spread"][kind] = ground.spread
         reference = {}
-        for edit, strength, attribute, asked, n in _conditions(out["best"], kind, plan):
+        for edit, alpha, attribute, asked, n in _conditions(out["best"], kind, plan):
             s2, key = edit == "S2", (attribute, asked)
             if edit in ("none", "reconstruction"):
                 sounds, s2 = ground.base(edit == "reconstruction")[0], False
             else:
-                sounds = ground.sounds(edit, attribute, asked, strength, n)
-            row = {"kind": kind, "edit": edit, "strength": strength, "attribute": attribute,
+                sounds = ground.sounds(edit, attribute, asked, alpha, n)
+            row = {"kind": kind, "edit": edit, "alpha": alpha, "attribute": attribute,
                    "asked": asked, **ground.changes(sounds, key, s2)}  # fmt: skip
             if n == plan.scored and asked in (0.0, *KEY.values()):
                 if key not in reference:
@@ -642,14 +657,14 @@ def measure(edits: Edits, tests: Mapping[str, dict], chosen: Mapping[str, dict],
 
 
 def _conditions(best: str, kind: str, plan: Plan):
-    """(edit, strength, attribute, asked, compositions) of everything that is played."""
+    """(edit, alpha, attribute, asked, compositions) of everything that is played."""
     yield from ((edit, 1, *PLAIN, plan.scored) for edit in ("none", "reconstruction"))
     for attribute in DOSES if kind == "mix" else ("pitch",):
         for asked in DOSES[attribute]:
             yield from ((edit, 1, attribute, asked, plan.scored) for edit in ("true", best))
         asked = KEY[attribute]
         for each in (-3, 5) if attribute == "pitch" else (asked,):
-            yield from (("S2", strength, attribute, each, plan.scored) for strength in STRENGTHS)
+            yield from (("S2", alpha, attribute, each, plan.scored) for alpha in ALPHAS)
         rivals = [*(edit for edit in FITTED if edit != best), *RIVALS]
         yield from ((edit, 1, attribute, asked, plan.rivals) for edit in rivals)
 
@@ -665,7 +680,6 @@ def run(folder: Path, plan: Plan = Plan(), spaces: Sequence[str] = tuple(NANO)) 
     """Measure all edits of all spaces; stopped at any time, it goes on with the next space."""
     from musae_utils.labels.ears import nano_clap
 
-    kinds = ("mix", "melody")
     models = {name: load_nano_latents(name) for name in spaces}
     about = {"plan": dataclasses.asdict(plan), "doses": DOSES, "seconds": LENGTH}
     prints = {name: model.fingerprint for name, model in models.items()}
@@ -676,10 +690,10 @@ def run(folder: Path, plan: Plan = Plan(), spaces: Sequence[str] = tuple(NANO)) 
             if not kept.has(f"{name}.json"):
                 begun = time.perf_counter()
                 tests = tests or {
-                    k: pairs(scores(plan.scored, "test"), alone=k == "melody") for k in kinds
+                    k: pairs(scores(plan.scored, "test"), alone=k == "melody") for k in KINDS
                 }
                 chosen = chosen or {
-                    k: pairs(scores(plan.chosen, "validation"), alone=k == "melody") for k in kinds
+                    k: pairs(scores(plan.chosen, "validation"), alone=k == "melody") for k in KINDS
                 }
                 found = measure(learn(model, plan), tests, chosen, plan, nano_clap())
                 found["seconds"] = round(time.perf_counter() - begun)
@@ -701,7 +715,7 @@ def load(path: Path = TABLE) -> dict:
 
 
 def conditions(table: dict) -> pd.DataFrame:
-    """A line for each space, kind, edit, strength, attribute and shift, with means over clips.
+    """A line for each space, kind, edit, alpha, attribute and shift, with means over clips.
 
     Columns are those of `Ground.changes` and ``fad``; ``reached`` is the target's mean change in
     its own unit: of pitch ``transposed`` on mixes, the tracker's on melodies.
@@ -719,7 +733,7 @@ def conditions(table: dict) -> pd.DataFrame:
 def rows_of(
     table: dict, space: str, edit: str, attribute: str, kind: str = "mix", **fixed
 ) -> list[dict]:
-    """Conditions of an edit in a space; ``fixed`` asks for one ``strength`` or ``asked``."""
+    """Conditions of an edit in a space; ``fixed`` asks for one ``alpha`` or ``asked``."""
     asked = {"edit": edit, "attribute": attribute, "kind": kind, **fixed}
     found = [row for row in table["spaces"][space]["rows"]
              if all(row[name] == value for name, value in asked.items())]  # fmt: skip
@@ -728,13 +742,11 @@ def rows_of(
     return found
 
 
-def best_strength(
-    table: dict, space: str, attribute: str, kind: str = "mix", by: str = ""
-) -> float:
+def best_alpha(table: dict, space: str, attribute: str, kind: str = "mix", by: str = "") -> float:
     """S2's α whose share came nearest to 1: chosen in its favour, afterwards."""
     rows = pd.DataFrame(rows_of(table, space, "S2", attribute, kind))
     share = rows[by or attribute].map(np.mean) / rows["asked"]
-    return float((share.groupby(rows["strength"]).mean() - 1).abs().idxmin())
+    return float((share.groupby(rows["alpha"]).mean() - 1).abs().idxmin())
 
 
 def figures(table: dict) -> dict[str, Interval]:
@@ -757,8 +769,8 @@ def figures(table: dict) -> dict[str, Interval]:
         for name, kind, by in (("pitch", "mix", "transposed"), ("pitch_melody", "melody", ""),
                                ("loudness", "mix", ""), ("centroid", "mix", "")):  # fmt: skip
             attribute, spread = name.removesuffix("_melody"), found["spread"][kind]
-            alpha = best_strength(table, space, attribute, kind, by)
-            for edit, end, fixed in ((found["best"], "", {}), ("S2", "_s2", {"strength": alpha})):
+            alpha = best_alpha(table, space, attribute, kind, by)
+            for edit, end, fixed in ((found["best"], "", {}), ("S2", "_s2", {"alpha": alpha})):
                 rows = rows_of(table, space, edit, attribute, kind, **fixed)
                 told = figure_of(rows, spread, by)
                 here[name + end] = told["share"]

@@ -185,7 +185,7 @@ def test_frames_without_a_pitch_are_left_alone_where_the_present_value_counts(ed
     silent = {name: np.full((8, FRAMES), np.nan) for name in manipulate.DOSES}
     for edit in ("DiffMean", "feature"):
         np.testing.assert_array_equal(edits(edit, z, "pitch", 5, silent), z)
-    s2 = edits("S2", z, "pitch", 5, silent, strength=30)
+    s2 = edits("S2", z, "pitch", 5, silent, alpha=30)
     np.testing.assert_allclose(s2, edits.reconstructed(z), atol=1e-3)
 
 
