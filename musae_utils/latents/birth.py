@@ -40,6 +40,7 @@ import dataclasses
 import hashlib
 import json
 import time
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -794,7 +795,7 @@ class Plan:
 
     pairs: int = 64
     seconds: float = 3.0
-    swaps: tuple[int, ...] = (1, 2, 4, 6, 8, 10, 12, 16, 20, 24, 28)
+    swaps: tuple[int, ...] = (1, 2, 3, 4, 6, 8, 12, 16, 24)
     windows: tuple[tuple[int, int], ...] = ((0, 32), (0, 8), (8, 16), (16, 24), (24, 32), (32, 32))
     pushed: int = 16
     pieces: int = 32
@@ -809,19 +810,21 @@ def run(
     """Everything, in a folder that a kill does no harm; returns what `TABLE` keeps."""
     began, flow, model = time.monotonic(), flow or load_flow(), model or models.load("nano")
     weights = fingerprint(flow)
-    asked = prompt_pairs(plan.pairs)
+    asked = prompt_pairs(max(plan.pairs, plan.pushed, plan.pieces))
+    counts = dict(pairs=0, pushed=0, pieces=0)  # more of them later: what was made is kept
+    how = zlib.crc32(repr(dataclasses.replace(plan, **counts)).encode())
     parts: dict[str, list] = {}
 
-    def part(name: str, i: int, make: Callable[[], dict]) -> None:
-        of = model.fingerprint if name == "lm" else weights  # a new flow: what was said stays said
-        path = Path(folder) / f"{name}-{of}" / f"{i:03d}.json"
+    def part(name: str, rows: slice, make: Callable[[], dict]) -> None:
+        of = model.fingerprint if name == "lm" else weights
+        path = Path(folder) / f"{name}-{of}-{how:08x}" / f"{rows.start:03d}-{rows.stop:03d}.json"
         if not path.exists():
             _save(path, make())
         parts.setdefault(name, []).append(_arrays(runs.load_json(path)))
 
     def born(rows: slice) -> dict:
         a, b = (asked[who].tolist()[rows] for who in "ab")
-        seeds = list(range(plan.pairs))[rows]
+        seeds = list(range(rows.start, rows.stop))
         with torch.autocast("cpu", torch.bfloat16):  # three times faster
             birth, results = swapped(flow, a, b, seeds, plan.swaps, plan.seconds)
         heard = {t: hear(flow.vae.decode(x), flow.vae.sample_rate) for t, x in results.items()}
@@ -838,7 +841,7 @@ def run(
 
     def pushed(rows: slice) -> dict:
         found = directions(flow.vae, _clips())
-        ask = asked["a"].tolist()[rows], plan.seconds, list(range(plan.pairs))[rows]
+        ask = asked["a"].tolist()[rows], plan.seconds, list(range(rows.start, rows.stop))
         spread = flow.net.deviation.numpy()
         with torch.autocast("cpu", torch.bfloat16):
             birth = flow.draw(*ask)
@@ -870,7 +873,7 @@ def run(
                      for k, x in mixed_codebooks(codes, donors, which).items()}  # fmt: skip
             out[f"codebooks {which}"] = between(heard, heard[0], heard[max(heard)])
         a, b = (asked[who].tolist()[rows] for who in "ab")
-        seeds = list(range(plan.pieces))[rows]
+        seeds = list(range(rows.start, rows.stop))
         played = prompts_by_layer(model, a, b, plan.played, seeds)
         heard = {level: hear(audio, rate) for level, audio in played.items()}
         out["prompt layers"] = between(heard, heard[max(heard)], heard[0])
@@ -880,12 +883,15 @@ def run(
         out["memory layers"] = between(heard, heard[max(heard)], heard[-1])
         return out
 
-    jobs = [(name, i, rows, make)
-            for name, total, make in (("birth", plan.pairs, born), ("push", plan.pushed, pushed),
-                                      ("lm", plan.pieces, spoken))
-            for i, rows in enumerate(_batches(total, plan.batch))]  # fmt: skip
-    for name, i, rows, make in tqdm(jobs, "births, pushes, language model"):
-        part(name, i, lambda make=make, rows=rows: make(rows))
+    jobs = [
+        (name, rows, make)
+        for name, total, make in (
+            ("lm", plan.pieces, spoken), ("push", plan.pushed, pushed), ("birth", plan.pairs, born)
+        )
+        for rows in _batches(total, plan.batch)
+    ]  # fmt: skip
+    for name, rows, make in tqdm(jobs, "language model, pushes, births"):
+        part(name, rows, lambda make=make, rows=rows: make(rows))
     return {
         "provenance": {
             "flow": weights, "vae": flow.vae.fingerprint, "model": model.fingerprint,

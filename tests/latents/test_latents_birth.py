@@ -334,7 +334,7 @@ def test_everything_is_kept_and_taken_up_again(flow, nano_lm, tmp_path, monkeypa
 
     monkeypatch.setattr(birth, "swapped", never)
     monkeypatch.setattr(birth, "prompts_by_layer", never)
-    next((tmp_path / "runs").glob("push-*/000.json")).unlink()
+    next((tmp_path / "runs").glob("push-*/000-002.json")).unlink()
     again = birth.run(tmp_path / "runs", plan, flow, nano_lm)
     was, now = dict(made["provenance"]), dict(again["provenance"])
     was.pop("seconds"), now.pop("seconds")
