@@ -98,3 +98,17 @@ def test_the_table_is_of_the_models_that_ship(table):
     assert about["flow"] == birth.fingerprint(load_flow())
     assert about["model"] == models.load("nano").fingerprint
     assert about["plan"]["pairs"] >= 64
+
+
+def test_music_is_decided_before_it_is_settled(table):
+    found = birth.figures(table)
+    for name in birth.FRAMES:
+        decided, null, read_, noisy = (
+            found[f"birth.{name}_{what}"]
+            for what in ("decided", "decided.null", "settle", "settle.noisy")
+        )
+        assert decided.above(null), name
+        assert read_.above(decided) and noisy.above(read_), name
+    for name in birth.TAGS:
+        said, luck = (stats.bootstrap(table[which][name]) for which in ("obeyed", "chance"))
+        assert said.above(luck), name
