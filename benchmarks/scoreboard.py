@@ -732,6 +732,45 @@ def sweeping(board: Board) -> dict:
     }
 
 
+# -- audio latents ---------------------------------------------------------------------------------
+
+SPACES = ("codec", "vae", "tokenizer")
+
+
+@figures(
+    *(f"latents.{space}.{a}" for space in SPACES for a in ("pitch", "loudness", "timbre")),
+    minutes=0, timing=True,
+)  # fmt: skip
+def spaces(board: Board) -> dict:
+    """Read from data/latents/spaces.json (`make latents`): all of `figures` in latents.spaces."""
+    from musae_utils.latents import spaces
+
+    return spaces.figures(spaces.load())
+
+
+@figures("manipulate.pitch", "manipulate.loudness", "manipulate.centroid", minutes=0, timing=True)
+def manipulated(board: Board) -> dict:
+    """Shares of the asked shift, from data/latents/manipulate.json (`make latents`)."""
+    from musae_utils.latents import manipulate
+
+    return manipulate.figures(manipulate.load())
+
+
+@figures(
+    *(f"birth.{a}_{what}" for a in ("pitch", "loudness", "timbre")
+      for what in ("settle", "decided")), minutes=0, timing=True,
+)  # fmt: skip
+def births(board: Board) -> dict:
+    """Read from data/latents/birth.json (`make latents`); in steps of 32 where they are steps."""
+    from musae_utils.latents import birth
+
+    def unit(name: str) -> str:
+        return "steps" if "_settle" in name or "_decided" in name else ""
+
+    found = birth.figures(birth.load())
+    return {name: (figure, unit(name)) for name, figure in found.items()}
+
+
 # -- running ---------------------------------------------------------------------------------------
 
 

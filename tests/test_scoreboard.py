@@ -25,6 +25,10 @@ atlas.coverage_untrained atlas.auc_gain_over_untrained probe.tonic probe.beat pr
 probe_rival.tonic steering.improved_share steering.win_ratio_random steering.negative_controls
 steering.vs_diffmean steering.vs_probe steering.vs_pca steering.vs_neuron steering.vs_prompt
 steering.zero_identity steering.sweep_overhead steering.batching_gain
+nano.vae.chroma_correlation nano.tokenizer.chroma_correlation nano.flow.in_key_ratio
+latents.codec.pitch latents.vae.loudness latents.tokenizer.timbre manipulate.pitch
+manipulate.loudness manipulate.centroid birth.pitch_settle birth.pitch_decided
+birth.loudness_settle birth.loudness_decided birth.timbre_settle birth.timbre_decided
 """.split()
 
 
