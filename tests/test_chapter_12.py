@@ -123,8 +123,10 @@ def test_another_space_is_taken_beside_the_three(tmp_path):
     from transformers import DacConfig, DacModel
 
     torch.manual_seed(0)
-    small = DacConfig(encoder_hidden_size=4, decoder_hidden_size=32, n_codebooks=2,
-                      downsampling_ratios=(2, 4, 5, 8), codebook_size=32, sampling_rate=24_000)  # fmt: skip
+    small = DacConfig(
+        encoder_hidden_size=4, decoder_hidden_size=32, n_codebooks=2, codebook_size=32,
+        downsampling_ratios=(2, 4, 5, 8), sampling_rate=24_000,
+    )  # fmt: skip
     DacModel(small).save_pretrained(tmp_path / "dac")
     space = {}
     for cell in execute.cells:
