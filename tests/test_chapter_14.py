@@ -112,3 +112,10 @@ def test_music_is_decided_before_it_is_settled(table):
     for name in birth.TAGS:
         said, luck = (stats.bootstrap(table[which][name]) for which in ("obeyed", "chance"))
         assert said.above(luck), name
+
+
+def test_the_language_model_reads_the_key_deepest_and_writes_the_pitch_first(table):
+    found = birth.figures(table)
+    assert found["birth.layer.tonic"].above(found["birth.layer.pitch"])
+    assert found["birth.codebook.first.pitch"].above(found["birth.codebook.last.pitch"])
+    assert found["birth.codebook.first.pitch"].above(found["birth.codebook.first.family"])

@@ -454,7 +454,7 @@ def left(kept: dict, name: str) -> np.ndarray:
 
 
 def halfway(at: Sequence[float], shares: np.ndarray) -> float:
-    """Where a falling curve fitted to shares passes one half; 0 if it never was above.
+    """Where a falling curve fitted to shares passes one half; the first place if never above it.
 
     Isotonic regression, then a straight line between the places on both sides.
 
@@ -476,7 +476,7 @@ def halfway(at: Sequence[float], shares: np.ndarray) -> float:
 
 
 def decided(kept: dict, name: str, goal: str = "donor") -> Interval:
-    """The step at which half of a swap's effect is lost, with its interval over pairs of prompts.
+    """The step, or layer, at which half of a swap's effect is lost, with its interval over pairs.
 
     Parameters
     ----------
@@ -984,9 +984,12 @@ def figures(kept: dict) -> dict[str, Interval]:
     the distance between births is the prompt's.
 
     Shares from 0 to 1: ``birth.codebook.first.ATTRIBUTE``, how far a piece goes over to another
-    with its first codebook alone, ``.last`` with all but the first; ``birth.layer.ATTRIBUTE``, with
-    the prompt swapped in the upper half of layers alone; ``.memory``, with the memory of the
-    beginning swapped there. Each with ``.null``, towards a stranger.
+    with its first codebook alone, ``.last`` with all but the first, each with ``.null``, towards a
+    stranger; ``birth.steer.NAME``, what pushes in all steps reach of what was asked for,
+    ``.random`` along a random direction, ``.result`` by a push of the finished latents.
+
+    In layers: ``birth.layer.ATTRIBUTE``, from which on a prompt must be heard to have half of its
+    effect; ``.memory``, the same of another beginning; each with ``.null``.
     """
     found: dict[str, Interval] = {}
     for name in UNITS:
@@ -999,15 +1002,15 @@ def figures(kept: dict) -> dict[str, Interval]:
         found[f"birth.{name}_grip"] = grip(kept["swap"], name)
         lm = kept["lm"]
         last = len(lm["codebooks last"]["at"]) - 2
-        layers = len(lm["prompt layers"]["at"]) - 1
         for key, table, place in (
             (f"birth.codebook.first.{name}", "codebooks first", 1),
             (f"birth.codebook.last.{name}", "codebooks last", last),
-            (f"birth.layer.{name}", "prompt layers", layers // 2),
-            (f"birth.layer.{name}.memory", "memory layers", 1 + layers // 2),
         ):
             found[key] = share_at(lm[table], name, place)
             found[f"{key}.null"] = share_at(lm[table], name, place, "stranger")
+        for key, table in (("", "prompt layers"), (".memory", "memory layers")):
+            found[f"birth.layer.{name}{key}"] = decided(lm[table], name)
+            found[f"birth.layer.{name}{key}.null"] = decided(lm[table], name, "stranger")
     last = _called((STEPS, STEPS))
     kinds = {_called((0, STEPS)): "", "random": ".random", last: ".result"}
     for line in reached(kept["push"]).itertuples():
