@@ -86,14 +86,15 @@ def test_a_feature_follows_its_note_and_no_strangers(taught):
 
 @pytest.fixture(scope="module")
 def cycled(looked):
-    return execute({**looked, "rng": np.random.default_rng(0)}, "def cycle(one, x)")
+    return execute({**looked, "rng": np.random.default_rng(0)}, "def cycle(name, x)")
 
 
 def test_noise_is_sound_in_the_vae_and_not_in_the_codec(cycled):
     by = cycled["cycles"].set_index(["name", "series"])
     assert by.loc[("VAE", "noise"), "high"] < by.loc[("codec", "noise"), "low"]
     for name in cycled["spaces"]:
-        assert by.loc[(name, "real"), "value"] < by.loc[(name, "halfway"), "value"]
+        assert by.loc[(name, "real"), "high"] < by.loc[(name, "noise"), "low"]
+        assert by.loc[(name, "halfway"), "value"] < 2 * by.loc[(name, "real"), "value"]
 
 
 def test_the_exercise_accepts_its_solution_and_hints_otherwise(cycled):
