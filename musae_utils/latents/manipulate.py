@@ -565,7 +565,7 @@ def figure_of(rows: Sequence[Mapping], spread: Mapping, measure: str = "") -> di
 class Plan:
     """How much is played."""
 
-    learnt: int = 24
+    learnt: int = 40
     """Training compositions of pairs, of each kind."""
     more: int = 96
     """Further ones (a quarter of them melodies alone) that dictionaries are learnt from."""
