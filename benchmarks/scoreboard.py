@@ -370,7 +370,10 @@ def _int16(audio: np.ndarray) -> np.ndarray:
     return (audio.clip(-1, 1) * 32767).round().astype(np.int16)
 
 
-@figures("nano.flow.in_key_ratio", "nano.flow.harmonic_ratio", "nano.flow.onset_ratio", minutes=4)
+@figures(
+    "nano.flow.in_key_ratio", "nano.flow.harmonic_ratio", "nano.flow.onset_ratio",
+    "nano.flow.prompt.instrument", "nano.flow.prompt.drums", "nano.flow.prompt.tonic", minutes=4,
+)  # fmt: skip
 def diffusion(board: Board) -> dict:
     """Music of 10 s that the latent-diffusion model makes of the same prompts in 32 steps.
 
@@ -738,7 +741,7 @@ SPACES = ("codec", "vae", "tokenizer")
 
 
 @figures(
-    *(f"latents.{space}.{a}" for space in SPACES for a in ("pitch", "loudness", "timbre")),
+    *(f"latents.{space}.{a}" for space in SPACES for a in ("pitch", "pitch_alone", "loudness", "timbre")),
     minutes=0, timing=True,
 )  # fmt: skip
 def spaces(board: Board) -> dict:
@@ -831,6 +834,13 @@ def compute(
         yield [e for e in listed if e["name"].startswith(only)]
 
 
+def marked(entries: list[dict]) -> list[dict]:
+    """Entries by name; those that are registered by name are headlines, which README.md quotes."""
+    registered = {name for group in REGISTRY for name in group.names}
+    return [e | {"headline": e["name"] in registered}
+            for e in sorted(entries, key=lambda e: e["name"])]  # fmt: skip
+
+
 def shown(e: dict) -> str:
     number = lambda x: "–" if x is None else f"{x:.3f}"  # noqa: E731
     span = "" if e["low"] is None else f"[{number(e['low'])}, {number(e['high'])}]"
@@ -859,7 +869,7 @@ def main(arguments: list[str] | None = None) -> int:
             print("\n".join(map(shown, listed)), flush=True)
             new = {e["name"] for e in listed}
             kept = [e for e in kept if e["name"] not in new] + listed
-            runs.save_json(given.json, sorted(kept, key=lambda e: e["name"]))
+            runs.save_json(given.json, marked(kept))
     except (ValueError, OSError, runs.RunError) as error:
         print(error, file=sys.stderr)
         return 2

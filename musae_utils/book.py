@@ -517,16 +517,11 @@ def _told(entry: Mapping[str, Any] | None) -> str:
 
 
 def quote_scoreboard(root: Path = ROOT) -> str:
-    """Return ``README.md`` with the figures of ``data/scoreboard.json``, without their details."""
+    """Return ``README.md`` with the headlines of ``data/scoreboard.json``."""
     text = (root / "README.md").read_text(encoding="utf-8")
     table = "Not computed yet."
     if (entries := _board(root)) is not None:
-        names = {entry["name"] for entry in entries}
-        details = {
-            name for name in names
-            if re.search(r"\.\d+$", name) or any(name.startswith(f"{n}.") for n in names)
-        }  # fmt: skip
-        table = scoreboard_table([e for e in entries if e["name"] not in details])
+        table = scoreboard_table([entry for entry in entries if entry.get("headline")])
     pattern = re.compile(f"(?<={re.escape(QUOTE[0])}\n).*?(?={re.escape(QUOTE[1])})", re.DOTALL)
     return pattern.sub(lambda _: f"\n{table}\n\n", text)
 

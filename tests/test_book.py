@@ -272,12 +272,13 @@ def test_the_scoreboard_is_quoted_with_its_intervals(tmp_path):
         {"name": "nano.z", "value": 12345.6, "low": 1, "high": 2, "n": 3, "unit": "s"},
         {"name": "none", "value": None, "n": 3, "unit": ""},
     ]
-    table = book.scoreboard_table(entries)
+    headlines = [{**entry, "headline": True} for entry in entries]
+    table = book.scoreboard_table(headlines)
     assert "| `nano.codec.x` | 0.971 | 0.96 – 0.98 | 64 |" in table
     assert "| `trace.y` | 1 ratio |  |  |" in table and "12346 s" in table and "| – |" in table
     (tmp_path / "data").mkdir()
     details = [{**entries[1], "name": name} for name in ("trace.y.short", "nano.books.1")]
-    (tmp_path / "data" / "scoreboard.json").write_text(json.dumps(entries + details))
+    (tmp_path / "data" / "scoreboard.json").write_text(json.dumps(headlines + details))
     begin, end = book.QUOTE
     (tmp_path / "README.md").write_text(f"Before\n\n{begin}\nold \\1 old\n{end}\n\nAfter\n")
     quoted = book.quote_scoreboard(tmp_path)
