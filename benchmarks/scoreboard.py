@@ -741,8 +741,8 @@ SPACES = ("codec", "vae", "tokenizer")
 
 
 @figures(
-    *(f"latents.{space}.{a}" for space in SPACES for a in ("pitch", "pitch_alone", "loudness", "timbre")),
-    minutes=0, timing=True,
+    *(f"latents.{space}.{a}" for space in SPACES
+      for a in ("pitch", "pitch_alone", "loudness", "timbre")), minutes=0, timing=True,
 )  # fmt: skip
 def spaces(board: Board) -> dict:
     """Read from data/latents/spaces.json (`make latents`): all of `figures` in latents.spaces."""
