@@ -15,7 +15,7 @@ ARGS    ?=
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help env book test test-fast lab nano saes ears steering latents scoreboard peers lint lock clean
+.PHONY: help env book test test-fast lab nano saes ears steering latents structure scoreboard peers lint lock clean
 
 help: ## list these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## /{printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ latents: $(READY) ## probe, manipulate and watch the audio latents, for chapters
 	@$(PY) -m musae_utils.latents.spaces $(ARGS)
 	@$(PY) -m musae_utils.latents.manipulate $(ARGS)
 	@$(PY) -m musae_utils.latents.birth $(ARGS)
+
+structure: $(READY) ## mark the labels of returns against truth, for chapter 15 (ten minutes; resumes)
+	@$(PY) -m musae_utils.structure.returns $(ARGS)
 
 scoreboard: $(READY) ## recompute every headline figure, quoted in README.md: ARGS="--only nano.codec"
 	@$(PY) benchmarks/scoreboard.py $(ARGS)

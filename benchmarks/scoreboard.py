@@ -774,6 +774,22 @@ def births(board: Board) -> dict:
     return {name: (figure, unit(name)) for name, figure in found.items()}
 
 
+# -- structure -------------------------------------------------------------------------------------
+
+
+@figures(
+    "structure.label_f1.exact", "structure.label_f1.transposed", "structure.label_f1.varied",
+    "structure.trap_fpr", "structure.trap_fpr_ratio", "structure.timing_error", minutes=0,
+    timing=True,
+)  # fmt: skip
+def returning(board: Board) -> dict:
+    """Labels of returns, from data/structure/returns.json (`make structure`)."""
+    from musae_utils.structure import returns
+
+    found = returns.figures(returns.load())
+    return {name: (v, "s" if "timing" in name else "") for name, v in found.items()}
+
+
 # -- running ---------------------------------------------------------------------------------------
 
 
@@ -805,7 +821,7 @@ def _sources() -> str:
     package = ROOT / "musae_utils"
     files = [Path(__file__), package / "models" / "quality.py", *models.NANO_FOLDER.glob("*.json")]
     files += [package / name for name in ("stats.py", "trace.py")]
-    for folder in ("music", "probes", "labels", "steering", "latents"):
+    for folder in ("music", "probes", "labels", "steering", "latents", "structure"):
         files += sorted((package / folder).glob("*.py"))
     digest = hashlib.sha256()
     for file in files:
