@@ -49,7 +49,7 @@ def test_pitch_is_read_off_latents_and_not_off_another_pieces(live):
 
 
 def test_features_follow_notes_of_their_own_piece(live):
-    space = execute(live, "def by_note(notes)")
+    space = execute(live, "def by_note(active, notes)")
     own, luck = space["shares"]
     assert own > luck + 0.05
 
@@ -91,6 +91,21 @@ def test_sparser_codes_say_less_about_pitch(kept):
     for _, own in rows.groupby("space"):
         assert own["sparsity"].is_monotonic_increasing
         assert own["score"].iloc[0] > own["score"].iloc[-1]
+
+
+def test_how_bins_are_laid_moves_a_score_by_more_than_methods_do(kept):
+    for space in spaces.SPACES:
+        for kind in ("alone", "mix"):
+            laid = [
+                spaces.best(kept["rows"], space, f"loudness{how}", kind)["score"]
+                for how in (" whole range", "", " equal count")
+            ]
+            assert laid[0] > laid[1] + 0.05
+
+
+def test_notes_have_places_that_lie_on_no_line(kept):
+    row = spaces.best(kept["rows"], "nano-codec", "pitch", "alone")
+    assert row["score"] > 0.7 and row["mae"] > 2
 
 
 def test_a_single_feature_does_not_carry_pitch(kept):

@@ -45,6 +45,8 @@ WINDOW, LONG_WINDOW = 1024, 2048  # samples: 64 ms for level and centre, 128 ms 
 PADDED = 2  # times as long with zeros, so that spectra are finer
 
 BINS = 20  # S2's number for loudness and timbre
+#: From end to end of what can occur: dB from the floor to full scale, log2 Hz from 62.5 to 8,000.
+RANGES = {"loudness": (FLOOR, 0.0), "timbre": (np.log2(62.5), np.log2(8000.0))}
 PHASES = 8  # a phase is right in the right eighth of a beat; the first is centred on the beat
 TEMPI = ("slow", "moderate", "fast")
 
@@ -157,9 +159,9 @@ def edges(values: np.ndarray, equal: str = "width", bins: int = BINS) -> np.ndar
     """Where bins meet, from the training half.
 
     S2 does not say how its 20 bins were laid. Bins of **equal width** between the 1st and the 99th
-    percentile (the outer ones take what lies beyond) are what "20 bins" most likely says, and the
-    default. Bins of **equal count** are harder: none is more common than another, and they are
-    narrowest where music mostly is.
+    percentile (the outer ones take what lies beyond) are the default. Bins of **equal count** are
+    harder: none is more common than another, and they are narrowest where music mostly is. Bins
+    that share out a **whole range** (`RANGES`) are wide, easy, and mostly empty: `whole`.
 
     Parameters
     ----------
@@ -193,6 +195,11 @@ def edges(values: np.ndarray, equal: str = "width", bins: int = BINS) -> np.ndar
     if made[0] == made[-1]:
         raise ValueError(f"All frames have the same value, {made[0]:g}: there is nothing to tell.")
     return made
+
+
+def whole(name: str, bins: int = BINS) -> np.ndarray:
+    """Edges (bins - 1,) of bins of equal width from end to end of what can occur (`RANGES`)."""
+    return np.linspace(*RANGES[name], bins + 1)[1:-1]
 
 
 def classes(name: str, values: np.ndarray, at: np.ndarray | None = None) -> np.ndarray:

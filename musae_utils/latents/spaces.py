@@ -59,7 +59,9 @@ ASKED = {"mix": tuple(ATTRIBUTES), "alone": ("pitch", "loudness", "timbre")}
 BINNED = ("loudness", "timbre", "lufs")
 NUMBERS = ("pitch", "heard_pitch", "loudness", "timbre", "lufs")  # also asked as numbers
 #: Second ways to ask what is asked above.
-SECOND = ("loudness equal count", "timbre equal count")
+SECOND = tuple(
+    f"{n} {how}" for n in ("loudness", "timbre") for how in ("equal count", "whole range")
+)
 UNCONTROLLED = (*SECOND, "heard_pitch", "lufs")
 BANDS = 64  # mel bands
 CONTEXT = (-16, -8, -4, -2, -1, 0, 1, 2, 4, 8, 16)  # in 1/50 s: what the nano encoders hear
@@ -212,7 +214,7 @@ def questions(
     ----------
     train, test : Frames
     names : sequence of str
-        Of `ATTRIBUTES`, of one level; ``"loudness equal count"`` and its like for other bins.
+        Of `ATTRIBUTES`, of one level, and of `SECOND`: the same in other bins.
     bins : dict of str to edges
     types : two ndarrays of shape (N,), (M,), optional
         Type of each row: adds ``"NAME control"``.
@@ -225,7 +227,7 @@ def questions(
     """
     made, rng = {}, np.random.default_rng(seed)
     for name in names:
-        plain = name.removesuffix(" equal count")
+        plain = name.split(" ")[0]
         size = ATTRIBUTES[plain].classes
         both = [attributes.classes(plain, h.answers[plain], bins.get(name)) for h in (train, test)]
         both[0], dropped = attributes.common(both[0], train.clip)
@@ -380,7 +382,7 @@ def fit(
         said, inner = out[:, at[name]].argmax(1).numpy(), kept[name][0]
         if not q.classes:
             said = _numbers(out[:, at[name]], q)
-        number = f"{name.removesuffix(' equal count')} number"
+        number = f"{name.split(' ')[0]} number"
         if q.binned and number in asked:  # softmax learns an order slowly, and a line knows it
             y, known = (part[judge].numpy() for part in targets[name])
             guess = q.binned(_numbers(again[:, at[number]], asked[number]))
@@ -674,6 +676,7 @@ def bins_of(space: Space) -> dict[str, np.ndarray]:
         both = np.concatenate([space.frames[f"{k} train"].answers[name] for k in ("mix", "alone")])
         made[name] = attributes.edges(both)
         made[f"{name} equal count"] = attributes.edges(both, "count")
+    made |= {f"{name} whole range": attributes.whole(name) for name in attributes.RANGES}
     return made
 
 
@@ -904,7 +907,7 @@ def figures(kept: dict[str, Any]) -> dict[str, Interval]:
     for (space, kind, attribute), rows in table.groupby(
         ["space", "music", "attribute"], sort=False
     ):
-        name = f"latents.{space.removeprefix('nano-')}.{attribute.replace(' equal ', '_')}"
+        name = f"latents.{space.removeprefix('nano-')}.{attribute.replace(' ', '_')}"
         name += "_alone" if kind == "alone" else ""
         pick = best(table, space, attribute, kind)
         found[name] = of(pick)

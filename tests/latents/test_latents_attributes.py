@@ -177,3 +177,11 @@ def test_a_class_with_one_example_is_left_out_and_named():
     assert dropped == [2] and kept.tolist() == [0, 0, 1, 1, -1, -1]
     with pytest.raises(ValueError, match="occur in a single composition"):
         attributes.common(np.array([0, 1, 1]), np.array([1, 2, 2]))
+
+
+def test_bins_over_the_whole_range_are_wide_and_hold_everything():
+    for name, (low, high) in attributes.RANGES.items():
+        edges = attributes.whole(name)
+        assert len(edges) == 19 and low < edges[0] and edges[-1] < high
+        labels = attributes.classes(name, np.array([low, (low + high) / 2 + 1e-6, high]), edges)
+        assert labels.tolist() == [0, 10, 19]

@@ -140,7 +140,7 @@ def test_no_dictionary_is_too_large(width):
     assert {s.architecture for s in made} == {*spaces.SAES, "latents", "mel", "pca", "random"}
 
 
-SHORT = Plan(train=6, test=4, others=4, seconds=5.0, per_clip=10, steps=20, epochs=2, cells=8)
+SHORT = Plan(train=24, test=8, others=6, seconds=5.0, per_clip=20, steps=20, epochs=2, cells=8)
 
 
 def test_no_penalty_is_allowed_and_no_feature_is_not():
