@@ -40,6 +40,7 @@ SHAPES = {  # name: width, dictionary size, k
     "x32_k32": (1024, 32768, 32),
     "x32_k100": (1024, 32768, 100),
     "nano": (256, 4096, 32),
+    "latents": (64, 4096, 16),
 }
 DATA = 8  # batches, used in turn
 

@@ -500,7 +500,7 @@ def harvesting(board: Board) -> dict:
 def engine(board: Board) -> dict:
     """Read from data/sae_peers.json, which `make peers` makes beside the other libraries.
 
-    The worst of five shapes, ``.SHAPE`` each; the strongest of four libraries, ``.LIBRARY`` each.
+    The worst of six shapes, ``.SHAPE`` each; the strongest of four libraries, ``.LIBRARY`` each.
     """
     import sae_peers
 
