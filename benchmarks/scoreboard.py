@@ -352,9 +352,7 @@ def _tagged(audio: np.ndarray, rate: int) -> dict[str, np.ndarray]:
     from musae_utils.labels.words import GROUPS
 
     tagger = labels.nano_tagger()
-    sounds = [labels.Example(i, "", "", 0, len(x) / rate, 0.0, x, rate)
-              for i, x in enumerate(audio)]  # fmt: skip
-    share = tagger.probabilities(sounds)
+    share = tagger.probabilities(labels.of_sounds(audio, rate))
 
     def answer(kind: str) -> np.ndarray:
         at = [tagger.tags.index(labels.phrase(concept)) for concept in GROUPS[kind]]

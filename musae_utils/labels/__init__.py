@@ -23,7 +23,7 @@ from .clap import AudioTextModel, CLAPLabeler, candidate_texts
 from .contrast import Descriptors, Truth, contrasts, describe
 from .ears import TruthJudge, nano_clap, nano_tagger
 from .emergent import audible, reached
-from .examples import Example, Examples, Half, choose_examples, shuffled
+from .examples import Example, Examples, Half, choose_examples, of_sounds, shuffled
 from .label import (
     Label,
     Labeler,
@@ -89,6 +89,7 @@ __all__ = [
     "name_features",
     "nano_clap",
     "nano_tagger",
+    "of_sounds",
     "phrase",
     "reached",
     "safe",

@@ -34,7 +34,7 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
 
-from musae_utils import models
+from musae_utils import models, runs
 from musae_utils.labels.contrast import shares
 from musae_utils.labels.examples import Example
 from musae_utils.labels.scoring import Unjudged
@@ -348,6 +348,12 @@ def nano_clap(folder: Path | None = None) -> NanoCLAP:
     """The audio-text model that ships; see `nano_tagger`."""
     net, report = load("clap", folder or models.NANO_FOLDER)
     return NanoCLAP("nano CLAP", net, report["held_out"])
+
+
+def fingerprints() -> dict[str, str]:
+    """16 hex digits of the SHA-256 of each shipped ear's file, for provenance."""
+    return {part: runs.sha256(models.NANO_FOLDER / f"{part}.safetensors")[:16]
+            for part in ("tagger", "clap")}  # fmt: skip
 
 
 def load(part: str, folder: Path) -> tuple[nn.Module, dict]:

@@ -12,7 +12,7 @@ Conventions
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
@@ -207,6 +207,14 @@ def choose_examples(
         for active, silent in halves
     ]
     return Examples(feature, *made, rate)
+
+
+def of_sounds(sounds: Iterable[np.ndarray], sample_rate: int) -> list[Example]:
+    """Plain sounds of shape (n,) as taggers and judges take them: whole, and no feature's."""
+    return [
+        Example(i, f"row {i}", f"row {i}", 0.0, len(sound) / sample_rate, 0.0, sound, sample_rate)
+        for i, sound in enumerate(sounds)
+    ]
 
 
 def shuffled(examples: Examples, seed: int = 0) -> Examples:

@@ -53,7 +53,7 @@ from sklearn.isotonic import isotonic_regression
 from tqdm import tqdm
 
 from musae_utils import models, music, runs, stats, trace
-from musae_utils.labels.examples import Example
+from musae_utils.labels.examples import of_sounds
 from musae_utils.labels.taggers import checked
 from musae_utils.latents import attributes
 from musae_utils.latents.flow import STEPS, Birth, Flow, load_flow
@@ -156,10 +156,7 @@ def hear(audio: np.ndarray, sample_rate: int, only: Sequence[str] = tuple(UNITS)
     if any(name in TAGS for name in only):
         from musae_utils.labels.ears import TAGGED, nano_tagger
 
-        seconds = audio.shape[-1] / sample_rate
-        sounds = [Example(i, "", "", 0.0, seconds, 0.0, x, sample_rate)
-                  for i, x in enumerate(audio)]  # fmt: skip
-        shares = checked(nano_tagger(), sounds)
+        shares = checked(nano_tagger(), of_sounds(audio, sample_rate))
         kinds = np.array([group(concept) for concept in TAGGED])
         found |= {name: shares[:, kinds == name] for name in TAGS}
     return {name: found[name] for name in only}

@@ -616,7 +616,7 @@ def measure(edits: Edits, tests: Mapping[str, dict], chosen: Mapping[str, dict],
         ``candidates`` (R² on validation pairs by fitted edit and shift), ``best`` (of them),
         ``spread`` by kind, ``rows``.
     """
-    from musae_utils.labels.examples import Example
+    from musae_utils.labels.examples import of_sounds
     from musae_utils.steering.outcome import frechet
 
     model, out = edits.model, {"candidates": {}, "spread": {}, "rows": []}
@@ -631,10 +631,7 @@ def measure(edits: Edits, tests: Mapping[str, dict], chosen: Mapping[str, dict],
     out["best"] = max(means, key=means.get)
 
     def embedded(sounds: np.ndarray) -> np.ndarray:
-        return judge.embed_sounds(
-            [Example(i, "", "", 0.0, LENGTH, 0.0, sound, model.sample_rate)
-             for i, sound in enumerate(sounds)]
-        )  # fmt: skip
+        return judge.embed_sounds(of_sounds(sounds, model.sample_rate))
 
     for kind, played in tests.items():
         ground = Ground(edits, played)

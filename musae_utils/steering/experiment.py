@@ -398,7 +398,7 @@ def play(
 
 def run(folder: Path, plan: Plan = Plan(), model: MusicModel | None = None) -> dict:
     """The whole experiment in a folder; returns what `TABLE` keeps."""
-    from musae_utils.labels.ears import nano_clap, nano_tagger
+    from musae_utils.labels.ears import fingerprints, nano_clap, nano_tagger
 
     began, model = time.monotonic(), model or models.load("nano")
     folder = folder / model.fingerprint  # more features later: what was played is kept
@@ -438,8 +438,7 @@ def run(folder: Path, plan: Plan = Plan(), model: MusicModel | None = None) -> d
         "provenance": {
             "model": model.fingerprint, "plan": dataclasses.asdict(plan), "prompts": PROMPTS,
             "music": {"clips": CLIPS, "seed": SEED, "split": "train"}, "layers": layers,
-            "ears": {part: runs.sha256(models.NANO_FOLDER / f"{part}.safetensors")[:16]
-                     for part in ("tagger", "clap")},
+            "ears": fingerprints(),
             "versions": runs.versions(), "seconds": round(time.monotonic() - began),
         },
         "screen": _columns(placed(marked)),

@@ -44,7 +44,7 @@ from numpy.typing import ArrayLike
 from musae_utils import stats, trace
 from musae_utils.labels.clap import AudioTextModel
 from musae_utils.labels.clap import checked as embedded
-from musae_utils.labels.examples import Example
+from musae_utils.labels.examples import Example, of_sounds
 from musae_utils.labels.taggers import UNSURE, Tagger, checked
 from musae_utils.labels.words import CONCEPTS, phrase
 from musae_utils.models import Generation, MusicModel
@@ -83,11 +83,7 @@ class Heard(NamedTuple):
 
 def examples_of(played: Generation) -> list[Example]:
     """The rows of a sweep as a judge takes them."""
-    return [
-        Example(i, f"row {i}", f"row {i}", 0.0, played.seconds, 0.0, audio.numpy(),
-                played.sample_rate)
-        for i, audio in enumerate(played.audio)
-    ]  # fmt: skip
+    return of_sounds(played.audio.numpy(), played.sample_rate)
 
 
 def hear(

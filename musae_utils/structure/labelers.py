@@ -18,7 +18,7 @@ import numpy as np
 import pandas as pd
 from scipy.signal import find_peaks
 
-from musae_utils import models, runs
+from musae_utils import runs
 from musae_utils.labels.clap import AudioTextModel, checked
 from musae_utils.labels.examples import Example
 from musae_utils.music.clip import SAMPLE_RATE
@@ -166,6 +166,8 @@ def labeler(name: str = "combined", path: Path = TABLE) -> Labeler:
     ValueError
         No such labeler; or the ears have changed since it was fitted.
     """
+    from musae_utils.labels.ears import fingerprints
+
     if not path.exists():
         raise FileNotFoundError(
             f"{path} is missing: python -m musae_utils.structure.returns makes it."
@@ -173,21 +175,13 @@ def labeler(name: str = "combined", path: Path = TABLE) -> Labeler:
     kept = runs.load_json(path)
     if name not in kept["labelers"]:
         raise ValueError(f"There is no labeler {name!r}; there are {', '.join(kept['labelers'])}.")
-    now = ears()
+    now = fingerprints()
     if kept["provenance"]["ears"] != now:
         raise ValueError(
             f"{path.name} was fitted with other ears ({kept['provenance']['ears']}) than those "
             f"at hand ({now}): run python -m musae_utils.structure.returns again."
         )
     return Labeler(**kept["labelers"][name])
-
-
-def ears() -> dict[str, str]:
-    """Fingerprints of the models that listen."""
-    return {
-        part: runs.sha256(models.NANO_FOLDER / f"{part}.safetensors")[:16]
-        for part in ("tagger", "clap")
-    }
 
 
 # -- any sound -------------------------------------------------------------------------------------

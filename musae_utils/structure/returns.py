@@ -45,7 +45,6 @@ from musae_utils.structure.labelers import (
     Labeler,
     boundaries,
     clap_scores,
-    ears,
     fit,
     onsets,
 )
@@ -167,12 +166,12 @@ def _to(spans: np.ndarray, end: float) -> np.ndarray:
 
 def run(folder: Path, pieces: dict[str, list[tuple[str, int]]] | None = None) -> dict:
     """Listen to all pieces (resumable), fit every labeler, and mark it; what `TABLE` keeps."""
-    from musae_utils.labels.ears import nano_clap
+    from musae_utils.labels.ears import fingerprints, nano_clap
 
     began = time.monotonic()
     pieces = pieces or {split: pieces_of(split) for split in PIECES}
-    clap, heard = nano_clap(), {}
-    with runs.Run(folder, {"pieces": pieces, "scores": SCORES}, fingerprints=ears()) as desk:
+    clap, ears, heard = nano_clap(), fingerprints(), {}
+    with runs.Run(folder, {"pieces": pieces, "scores": SCORES}, fingerprints=ears) as desk:
         shards = [
             (split, i, some[i : i + SHARD])
             for split, some in pieces.items() for i in range(0, len(some), SHARD)
@@ -192,7 +191,7 @@ def run(folder: Path, pieces: dict[str, list[tuple[str, int]]] | None = None) ->
     fitted = fit_all(heard["train"])
     return {
         "provenance": {
-            "ears": ears(), "pieces": {split: len(some) for split, some in pieces.items()},
+            "ears": ears, "pieces": {split: len(some) for split, some in pieces.items()},
             "seconds_a_piece": SECONDS, "seed": SEED, "near": NEAR, "versions": runs.versions(),
             "seconds": round(time.monotonic() - began),
         },
