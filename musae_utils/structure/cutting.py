@@ -34,6 +34,10 @@ changed        share of its codes that are not those of the baseline
 fires          share of the prefix's frames in which a feature under test fires
 =============  =====================================================================================
 
+A model that seldom brings a motif back leaves a cut little to take away. `expected` asks the same
+of music in which motifs do return: reading a composition on from its prefix, does the cut make the
+bars that bring a motif back less likely, by more than the bars that bring something new?
+
 ``python -m musae_utils.structure.cutting`` plays and marks all of it for features named in a file,
 and goes on where it was stopped. Explained in notebooks/17_cutting_the_circuit.ipynb.
 """
@@ -123,6 +127,9 @@ class Prefix(NamedTuple):
         Tonic 0-11 and mode (0 major, 1 minor).
     piece : int array of shape (K, T'), optional
         The real piece from its beginning, prefix included.
+    bars : list of (float, float, bool)
+        Start and end in seconds of whole bars of the piece after the prefix, and whether a motif of
+        the prefix comes back there; empty where nobody knows.
     """
 
     name: str
@@ -133,6 +140,7 @@ class Prefix(NamedTuple):
     seconds: float = 10.0
     key: tuple[int, int] | None = None
     piece: np.ndarray | None = None
+    bars: Sequence[tuple[float, float, bool]] = ()
 
 
 def prefixes(
@@ -170,11 +178,17 @@ def prefixes(
     found: list[Prefix] = []
     for number in itertools.count(seed):
         clip = music.make_many(1, number, total, "test")[0]
-        stated = dict.fromkeys(q.earlier for q in questions(clip))
-        motifs = [(a, b) for a, b in stated if b <= seconds + 1e-6]
+        asked = [q for q in questions(clip) if q.earlier[1] <= seconds + 1e-6]
+        motifs = list(dict.fromkeys(q.earlier for q in asked))
+        back: dict[tuple[float, float], bool] = {}
+        for q in asked:
+            bar = q.start, q.start + q.earlier[1] - q.earlier[0]
+            if bar[0] >= seconds - 1e-6 and bar[1] <= total + 1e-6:
+                back[bar] = back.get(bar, False) or q.kind != "none"
         known = clip.truth.clip
         key = known["tonic"], known["mode"]
-        found += _prefix(model, clip, motifs, number, seconds, total, key)
+        made = _prefix(model, clip, motifs, number, seconds, total, key)
+        found += [one._replace(bars=[(*bar, came) for bar, came in back.items()]) for one in made]
         if len(found) == n:
             return found
 
@@ -857,6 +871,76 @@ def _listen(model, prefixes, played, i, references) -> tuple[pd.DataFrame, np.nd
 
 
 @torch.no_grad()
+def expected(
+    model: MusicModel,
+    sae: SAE,
+    prefixes: Sequence[Prefix],
+    played: Played,
+    progress: bool = False,
+) -> pd.DataFrame:
+    """How likely the real pieces' bars are, read under each condition from the prefix's end on.
+
+    Nothing is played: what the model expects is compared with what the composer wrote.
+
+    Parameters
+    ----------
+    model : MusicModel
+    sae : SAE
+    prefixes : sequence of Prefix
+        Of composed music. Those whose bars after the prefix do not both bring motifs back and
+        bring something new are passed over.
+    played : Played
+        Says what was cut. "patch" is left out: it is another piece that would be read.
+
+    Returns
+    -------
+    DataFrame, one line a prefix and row
+        ``prefix``, ``name``, ``condition``, ``draw``, and mean nats of codes in bars with a return
+        (``nats.return``) and in others (``nats.new``); ``bars.return`` and ``bars.new``, how many.
+
+    Raises
+    ------
+    ValueError
+        No prefix has bars of both kinds.
+    """
+    seconds, lines = played.seconds, []
+    names = [name for name in played.codes if name != "patch"]
+    able = [p for p in prefixes if len({came for *_, came in p.bars}) == 2]
+    if not able:
+        raise ValueError(
+            "In none of the pieces is it known of later bars that some bring a motif back and "
+            "others do not: give composed prefixes (prefixes), longer ones or more of them."
+        )
+    mean = firing(model, sae, prefixes).stream
+    n_frames = model._checked_frames(seconds)
+    for one in tqdm(able, "reading", disable=not progress):
+        codes = torch.as_tensor(one.piece)[None, :, :n_frames].long()
+        asked = []
+        for name in names:
+            condition, draw = _condition(name)
+            others = {"local": played.local, "mean layer": mean.expand(n_frames, -1)}
+            others["random"] = played.random[draw] if condition == "random" else []
+            asked.append(rows(model, sae, played.features, others, one, condition))
+        edited = trace.edit(model, edits(model, asked, seconds, guided=False))
+        told = edited.logits(codes, one.prompt).log_softmax(-1)
+        codes = codes.expand(len(names), -1, -1).to(told.device)
+        unlikely = -told.gather(-1, codes[..., None])[..., 0].mean(1).cpu().numpy()  # (rows, T)
+        inside = {True: np.zeros(n_frames, bool), False: np.zeros(n_frames, bool)}
+        for start, end, came in one.bars:
+            inside[came][round(start * model.frame_rate) : round(end * model.frame_rate)] = True
+        count = {kind: sum(came == kind for *_, came in one.bars) for kind in inside}
+        for name, row in zip(names, unlikely, strict=True):
+            condition, draw = _condition(name)
+            lines.append({
+                "prefix": one.name, "name": name, "condition": condition, "draw": draw,
+                "nats.return": float(row[inside[True]].mean()),
+                "nats.new": float(row[inside[False]].mean()),
+                "bars.return": count[True], "bars.new": count[False],
+            })  # fmt: skip
+    return pd.DataFrame(lines)
+
+
+@torch.no_grad()
 def nats(
     model: MusicModel, codes: torch.Tensor, prompts: Sequence[str | None], known: int
 ) -> np.ndarray:
@@ -996,6 +1080,42 @@ def _paired(mean, condition, against, column) -> stats.Comparison | None:
     return stats.paired_test(a, b) if len(a) > 1 else None
 
 
+def surprises(table: pd.DataFrame) -> pd.DataFrame:
+    """What each condition did to the likelihood of returns, over pieces.
+
+    Parameters
+    ----------
+    table : DataFrame
+        Of `expected`.
+
+    Returns
+    -------
+    DataFrame
+        A line for each condition and what it is ``against`` ("baseline"; "random" and "local" for
+        the others than these): the paired difference ``value`` with ``low``, ``high``, ``n`` and
+        ``p``, of ``measure`` "return" and "new", nats in bars of that kind, and of "gap", by how
+        much more those of a return rose. ``adjusted``: Holm's, over conditions and what they are
+        against, for each measure.
+    """
+    mean = table.groupby(["condition", "prefix"], sort=False).mean(numeric_only=True)
+    mean = mean.rename(columns={"nats.return": "return", "nats.new": "new"})
+    mean["gap"] = mean["return"] - mean["new"]
+    found = []
+    for what in ("gap", "return", "new"):
+        for condition in dict.fromkeys(table["condition"]):
+            for against in ("baseline", "random", "local"):
+                if against not in mean.index or condition in ("baseline", against):
+                    continue
+                if condition in ("random", "local") and against != "baseline":
+                    continue
+                if test := _paired(mean, condition, against, what):
+                    found.append((condition, against, what, *test.difference, test.p))
+    columns = ["condition", "against", "measure", *Interval._fields, "p"]
+    found = pd.DataFrame(found, columns=columns)
+    adjusted = found.groupby("measure", sort=False)["p"].transform(stats.holm)
+    return found.assign(adjusted=adjusted)
+
+
 def verdict(effects: Mapping[str, pd.DataFrame], window: str = "long") -> dict[str, Any]:
     """Whether the cut was selective: less recurrence than under any control, in the same music.
 
@@ -1054,14 +1174,15 @@ def verdict(effects: Mapping[str, pd.DataFrame], window: str = "long") -> dict[s
 
 
 def load(path: Path = TABLE) -> dict:
-    """What the command kept: provenance, ``rows`` (of `outcomes`) and ``fad``."""
+    """What the command kept: provenance, ``rows`` (`outcomes`), ``read`` (`expected`), ``fad``."""
     if not Path(path).exists():
         raise FileNotFoundError(
             f"{path} is missing: python -m musae_utils.structure.cutting makes it."
         )
     kept = runs.load_json(path)
     distances = {name: Interval(*one) for name, one in kept["fad"].items()}
-    return kept | {"rows": pd.DataFrame(kept["rows"]), "fad": distances}
+    tables = {name: pd.DataFrame(kept[name]) for name in ("rows", "read")}
+    return kept | tables | {"fad": distances}
 
 
 def figures(kept: dict) -> dict[str, Interval]:
@@ -1071,7 +1192,8 @@ def figures(kept: dict) -> dict[str, Interval]:
     motif returns from the baseline's, with ``.against_random`` and ``.against_local`` behind for
     those from the controls; ``structure.ablation.rate.<condition>.<window>``: that share itself;
     ``structure.ablation.quality.<measure>.<condition>``: difference from the baseline, and for
-    ``fad`` the distance from it. Intervals over compositions.
+    ``fad`` the distance from it; ``structure.ablation.expected.<gap, return or new>.<condition>``:
+    of `surprises`, in nats. Intervals over compositions.
     """
     table, made = kept["rows"], {}
     found = effects(table)
@@ -1085,6 +1207,10 @@ def figures(kept: dict) -> dict[str, Interval]:
         made[name] = _interval(row)
     for name, one in kept["fad"].items():
         made[f"structure.ablation.quality.fad.{_spelled(name)}"] = one
+    for row in surprises(kept["read"]).to_dict("records"):
+        name = f"structure.ablation.expected.{row['measure']}.{_spelled(row['condition'])}"
+        name += "" if row["against"] == "baseline" else f".against_{row['against']}"
+        made[name] = _interval(row)
     for condition, part in table.groupby("condition", sort=False):
         for window in dict.fromkeys(found["returns"]["window"]):
             mine = part[["prefix", f"returns.{window}"]].dropna()
@@ -1124,6 +1250,7 @@ def run(
     )  # fmt: skip
     table = outcomes(model, prefixes, played, folder=folder / "heard", progress=True)
     far = fad(model, prefixes, played, folder=folder / "heard")
+    read = expected(model, sae, prefixes, played, progress=True)
     return {
         "provenance": {
             "model": model.fingerprint, "sae": _hash(*sae.state_dict().values()),
@@ -1135,6 +1262,7 @@ def run(
             "seconds": round(time.monotonic() - began),
         },
         "rows": table.drop(columns="name").round(4).to_dict("list"),
+        "read": read.drop(columns="name").round(4).to_dict("list"),
         "fad": {name: [round(float(x), 6) for x in one] for name, one in far.items()},
     }  # fmt: skip
 

@@ -338,6 +338,11 @@ def test_prefixes_are_beginnings_of_held_out_pieces_with_whole_motifs_in_them(na
         assert one.piece.shape == (nano.n_codebooks, 400)
         np.testing.assert_array_equal(one.codes, one.piece[:, :200])
         assert one.key == (clip.truth.clip["tonic"], clip.truth.clip["mode"])
+    bars = cutting.prefixes(nano, 1, 700_013, seconds=4.0, total=12.0)[0].bars
+    clip = music.make_many(1, 700_013, 12.0, "test")[0]
+    back = [s["start"] for s in clip.truth.clip["statements"] if s["kind"] != "first"]
+    assert bars and all(start >= 4.0 and end <= 12.0 for start, end, _ in bars)
+    assert all(start in back for start, _, came in bars if came)
     for wrong in (dict(n=0), dict(seconds=9.0)):
         with pytest.raises(ValueError, match="ask for at least one, shorter than its piece"):
             cutting.prefixes(nano, **{"n": 1, "seconds": 4.0, "total": 8.0} | wrong)
@@ -465,6 +470,43 @@ def test_outcomes_have_a_line_for_all_that_was_played_and_go_on(nano, shown, tmp
         cutting.outcomes(nano, some[:1], was)
 
 
+def test_reading_on_under_a_cut_tells_returns_from_what_is_new(model, sae, two, played):
+    bars = [(4.0, 5.0, True), (5.0, 6.0, False), (6.5, 7.0, True)]
+    some = [two[0]._replace(bars=bars), two[1]]
+    table = cutting.expected(model, sae, some, played).set_index("name")
+    assert list(table.index) == [name for name in played.codes if name != "patch"]
+    assert {*table["prefix"]} == {two[0].name}  # of the other nothing is known
+    assert (table[["bars.return", "bars.new"]] == [2, 1]).all().all()
+    codes = torch.as_tensor(two[0].piece)[None]
+    told = trace.logits(model, codes).log_softmax(-1).gather(-1, codes[..., None])[0, ..., 0]
+    back = [*range(200, 250), *range(325, 350)]
+    plain = table.loc["baseline"]
+    assert plain["nats.return"] == pytest.approx(-float(told[:, back].mean()), rel=1e-5)
+    assert plain["nats.new"] == pytest.approx(-float(told[:, 250:300].mean()), rel=1e-5)
+    assert (table.drop(index="baseline")["nats.new"] != plain["nats.new"]).all()
+    with pytest.raises(ValueError, match="some bring a motif back"):
+        cutting.expected(model, sae, two, played)
+
+
+def test_a_rise_of_returns_alone_is_found_and_a_rise_of_all_is_not():
+    rng, n = np.random.default_rng(0), 30
+    lines = []
+    for condition, (back, new) in {
+        "baseline": (0, 0), "ablate": (0.3, 0.1), "random": (0.1, 0.1), "local": (0, 0)
+    }.items():  # fmt: skip
+        for i in range(n):
+            kinds = {"nats.return": 2 + back, "nats.new": 3 + new}
+            noise = {k: v + 0.02 * rng.normal() for k, v in kinds.items()}
+            lines.append({"prefix": i, "condition": condition, "draw": 0} | noise)
+    found = cutting.surprises(pd.DataFrame(lines)).set_index(["condition", "against", "measure"])
+    row = found.loc[("ablate", "random", "gap")]
+    assert row["value"] == pytest.approx(0.2, abs=0.02)
+    assert row["low"] > 0.15 and row["adjusted"] < 0.01 and row["n"] == n
+    assert found.loc[("random", "baseline", "return"), "adjusted"] < 0.01
+    assert found.loc[("random", "baseline", "gap"), "adjusted"] > 0.05
+    assert (found["adjusted"] >= found["p"]).all()
+
+
 # -- what it means ---------------------------------------------------------------------------------
 
 
@@ -582,7 +624,16 @@ def test_references_are_heard_and_no_part_of_what_was_played():
 def test_a_kept_table_gives_its_figures(tmp_path):
     table = a_table(rates=FEWER | {"mean layer": 0.1, "stranger": 0.1})
     path = tmp_path / "cutting.json"
-    kept = {"provenance": {}, "rows": table.to_dict("list"), "fad": {"mean layer": [1, 0.5, 2, 40]}}
+    read = table[["prefix", "condition", "draw"]].assign(
+        **{
+            "nats.return": table["nats"] + (table["condition"] == "ablate"),
+            "nats.new": table["nats"],
+        }
+    )
+    kept = {
+        "provenance": {}, "rows": table.to_dict("list"), "read": read.to_dict("list"),
+        "fad": {"mean layer": [1, 0.5, 2, 40]},
+    }  # fmt: skip
     runs.save_json(path, kept)
     found = cutting.figures(cutting.load(path))
     of = lambda name: found[f"structure.ablation.{name}"]  # noqa: E731
@@ -594,6 +645,8 @@ def test_a_kept_table_gives_its_figures(tmp_path):
     assert of("mean_layer.short").value == 0
     assert of("quality.fad.mean_layer") == (1, 0.5, 2, 40)
     assert of("quality.nats.ablate").n == 40
+    assert of("expected.gap.ablate").value == pytest.approx(1)
+    assert of("expected.gap.ablate.against_local").value == pytest.approx(1)
     with pytest.raises(FileNotFoundError, match=r"structure\.cutting makes it"):
         cutting.load(tmp_path / "none.json")
 
@@ -624,3 +677,4 @@ def test_the_whole_of_it_in_small(nano, tmp_path):
     assert kept["provenance"]["features"] == order[:2]
     assert kept["provenance"]["model"] == nano.fingerprint
     assert kept["fad"]["mean layer"].value > 0
+    assert {*kept["read"]["condition"]} == {*CONDITIONS} - {"patch"}
