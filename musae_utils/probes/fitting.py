@@ -229,6 +229,7 @@ def _score_half(half: _Half, target: _Target, index: np.ndarray, fold: np.ndarra
     fit = _fit_classes if target.task == "class" else _fit_numbers
     predicted, inner, penalty, loss = fit(half, y, fold, target)
     if target.task == "class":
+        predicted = predicted.argmax(1)
         constant = np.bincount(y).argmax()
     elif target.task == "regress":
         constant = y.mean()
@@ -243,7 +244,10 @@ def _score_half(half: _Half, target: _Target, index: np.ndarray, fold: np.ndarra
 def _fit_classes(
     half: _Half, y: np.ndarray, fold: np.ndarray, target: _Target
 ) -> tuple[np.ndarray, float, float, float]:
-    """Multinomial logistic regression, from strong to weak penalty until held-out loss rises."""
+    """Multinomial logistic regression, from strong to weak penalty until held-out loss rises.
+
+    Returns logits of the scored rows, accuracy and loss of inner cross-validation, and the penalty.
+    """
     n_classes = len(target.classes)
     onehot = np.eye(n_classes, dtype=np.float32)[y]
     parts = [
@@ -270,7 +274,7 @@ def _fit_classes(
                 break
     loss, penalty, inner, start = best
     final = _logistic(half.found, onehot, penalty, half.curvature, start)
-    return _affine(half.scored, final).argmax(1), float(inner), penalty, float(loss)
+    return _affine(half.scored, final), float(inner), penalty, float(loss)
 
 
 def _affine(x: np.ndarray, weights: np.ndarray) -> np.ndarray:

@@ -75,6 +75,7 @@ from musae_utils.structure.labelers import Labeler, label, labeler, onsets
 from musae_utils.structure.scored import questions
 
 TABLE = Path(__file__).resolve().parents[2] / "data" / "structure" / "cutting.json"
+SECOND = TABLE.with_name("second.json")  # the same with an SAE of another seed, other prefixes
 CONDITIONS = ("baseline", "ablate", "scale", "random", "local", "mean layer", "patch")
 REFERENCES = ("original", "stranger")
 #: Seconds after the prefix in which a return begins.
@@ -1179,7 +1180,11 @@ def load(path: Path = TABLE) -> dict:
         raise FileNotFoundError(
             f"{path} is missing: python -m musae_utils.structure.cutting makes it."
         )
-    kept = runs.load_json(path)
+    return opened(runs.load_json(path))
+
+
+def opened(kept: dict) -> dict:
+    """What `run` gives, or a file holds: ``rows`` and ``read`` as tables, ``fad`` as intervals."""
     distances = {name: Interval(*one) for name, one in kept["fad"].items()}
     tables = {name: pd.DataFrame(kept[name]) for name in ("rows", "read")}
     return kept | tables | {"fad": distances}
