@@ -78,6 +78,7 @@ TABLE = Path(__file__).resolve().parents[2] / "data" / "structure" / "cutting.js
 SECOND = TABLE.with_name("second.json")  # the same with an SAE of another seed, other prefixes
 CONDITIONS = ("baseline", "ablate", "scale", "random", "local", "mean layer", "patch")
 REFERENCES = ("original", "stranger")
+WHOLE = ("baseline", "mean layer", "patch")  # no feature has to do with them
 #: Seconds after the prefix in which a return begins.
 WINDOWS = {"short": (1.0, 3.0), "middle": (5.0, 10.0), "long": (15.0, 20.0)}
 SEED = 600_000  # compositions of the "test" split that nothing was fitted on or chosen by
@@ -104,6 +105,7 @@ WORDS = (
     "less recurrence, and no less than other cuts bring",
     "more recurrence",
     "no effect seen",
+    "no effect seen, and without a cut hardly more recurrence than by chance",
 )
 
 # -- prefixes --------------------------------------------------------------------------------------
@@ -618,8 +620,11 @@ def play(
 
     todo = [(i, name) for i in range(len(prefixes)) for name in names]
     asked(*todo[0])  # an unknown condition is said before anything is played
+    # Only what decides a row: what needs no feature is not played again for others.
+    cut, told = {"ablate", "scale"} & {*conditions}, "local" in conditions
     config = dict(
-        what="cutting the circuit", features=features, local=local, random=drawn, rows=names,
+        what="cutting the circuit", features=features if cut else [], local=local if told else [],
+        random=drawn, rows=names,
         seconds=seconds, prefix=prefixes[0].seconds, batch=batch, guidance=guidance,
         temperature=temperature, top_k=top_k,
         names=[one.name for one in prefixes], seeds=[one.seed for one in prefixes],
@@ -1117,15 +1122,20 @@ def surprises(table: pd.DataFrame) -> pd.DataFrame:
     return found.assign(adjusted=adjusted)
 
 
-def verdict(effects: Mapping[str, pd.DataFrame], window: str = "long") -> dict[str, Any]:
+def verdict(
+    effects: Mapping[str, pd.DataFrame], window: str = "long", by: str = "returns"
+) -> dict[str, Any]:
     """Whether the cut was selective: less recurrence than under any control, in the same music.
 
     Parameters
     ----------
     effects : dict
-        Of `effects`, with "ablate", and with "random" and "local" to be compared with.
+        Of `effects`, with "ablate", and with "random" and "local" to be compared with. With
+        "stranger" it is known whether there was recurrence to take away.
     window : str
         Of `WINDOWS`.
+    by : {"returns", "probability"}
+        The outcome that counts as recurrence.
 
     Returns
     -------
@@ -1140,8 +1150,8 @@ def verdict(effects: Mapping[str, pd.DataFrame], window: str = "long") -> dict[s
         A condition or the window is missing.
     """
     found = effects["returns"]
-    found = found[(found["condition"] == "ablate") & (found["outcome"] == "returns")]
-    found = found[found["window"] == window].set_index("against")
+    here = found[(found["outcome"] == by) & (found["window"] == window)]
+    found = here[here["condition"] == "ablate"].set_index("against")
     if missing := [name for name in ("baseline", "random", "local") if name not in found.index]:
         raise ValueError(
             f"In the window {window!r} the cut was not compared with {', '.join(missing)}: play "
@@ -1160,13 +1170,16 @@ def verdict(effects: Mapping[str, pd.DataFrame], window: str = "long") -> dict[s
         words = WORDS[0] if alone and len(kept) and len(same) == len(kept) else words
     else:
         more = found.loc["baseline", "value"] > 0 and found.loc["baseline", "adjusted"] < ALPHA
-        words = WORDS[4] if more else WORDS[5]
+        chance = here[(here["condition"] == "stranger") & (here["against"] == "baseline")]
+        above = (chance["value"] < 0) & (chance["adjusted"] < ALPHA)
+        words = WORDS[4] if more else WORDS[5] if above.all() else WORDS[6]
     against = {
         name: (Interval(row["value"], row["low"], row["high"], int(row["n"])), row["adjusted"])
         for name, row in found.iterrows()
     }
     return {
-        "words": words, "selective": words == WORDS[0], "window": window, "against": against,
+        "words": words, "selective": words == WORDS[0], "window": window, "by": by,
+        "against": against,
         "same": same, "worse": worse,
     }  # fmt: skip
 
@@ -1249,10 +1262,18 @@ def run(
     from musae_utils.labels.ears import fingerprints
 
     began, folder = time.monotonic(), Path(folder)
-    played = play(
-        model, sae, features, local, prefixes, seconds, conditions, folder / "played", batch,
-        random_seeds, progress=True,
-    )  # fmt: skip
+    by_part = [
+        play(
+            model, sae, features, local, prefixes, seconds, part, folder / name, batch,
+            random_seeds, progress=True,
+        )
+        for name, part in (
+            ("whole", [c for c in conditions if c in WHOLE]),
+            ("features", [c for c in conditions if c not in WHOLE]),
+        ) if part
+    ]  # fmt: skip
+    codes = {name: rows for part in by_part for name, rows in part.codes.items()}
+    played = by_part[-1]._replace(codes=codes)
     table = outcomes(model, prefixes, played, folder=folder / "heard", progress=True)
     far = fad(model, prefixes, played, folder=folder / "heard")
     read = expected(model, sae, prefixes, played, progress=True)
@@ -1309,7 +1330,9 @@ def main() -> None:
     print(f"{asked.out}: {asked.out.stat().st_size / 1e3:.0f} KB")
     for name, one in figures(load(asked.out)).items():
         print(f"{name:60} {one}")
-    print(verdict(effects(load(asked.out)["rows"])))
+    found = effects(load(asked.out)["rows"])
+    for by in ("returns", "probability"):
+        print(verdict(found, by=by))
 
 
 if __name__ == "__main__":

@@ -249,6 +249,18 @@ def test_a_run_that_was_stopped_goes_on_and_ends_alike(
         cutting.play(model, sae, *chosen[::-1], two, TOTAL, **settings)
 
 
+def test_what_needs_no_feature_is_not_played_again_for_others(
+    model, sae, two, chosen, played, tmp_path, monkeypatch
+):
+    play = lambda of: cutting.play(model, sae, *of, two, TOTAL, cutting.WHOLE, tmp_path)  # noqa: E731
+    once = play(chosen)
+    monkeypatch.setattr(cutting, "edits", None)
+    again = play(chosen[::-1])
+    for name in cutting.WHOLE:
+        np.testing.assert_array_equal(once.codes[name], again.codes[name])
+        np.testing.assert_array_equal(once.codes[name], played.codes[name])
+
+
 # -- what cannot be asked --------------------------------------------------------------------------
 
 
@@ -540,7 +552,10 @@ VERDICTS = {
         {"ablate": 0.2, "random": 0.2, "local": 0.2}, {}, 0.2
     ),
     "more recurrence": ({"baseline": 0.2}, {}, 0.2),
-    "no effect seen": ({}, {}, 0.2),
+    "no effect seen": ({"stranger": 0.2}, {}, 0.2),
+    "no effect seen, and without a cut hardly more recurrence than by chance": (
+        {"stranger": 0.75}, {}, 0.2
+    ),
 }  # fmt: skip
 
 
@@ -553,6 +568,14 @@ def test_each_verdict_is_given_where_it_is_due(words):
     assert {*said["against"]} == {"baseline", "random", "local"}
     if words == WORDS[1]:
         assert said["worse"] == ["nats"]
+
+
+def test_recurrence_may_be_judged_by_its_probability():
+    table = a_table(rates=FEWER)
+    table["returns.long"] = (np.arange(len(table)) % 2).astype(float)
+    found = cutting.effects(table)
+    assert not cutting.verdict(found)["selective"]
+    assert cutting.verdict(found, by="probability")["selective"]
 
 
 def test_one_control_that_does_as_much_takes_the_verdict_away():
