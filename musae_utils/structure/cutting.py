@@ -1225,7 +1225,8 @@ def figures(kept: dict) -> dict[str, Interval]:
         made[name] = _interval(row)
     for name, one in kept["fad"].items():
         made[f"structure.ablation.quality.fad.{_spelled(name)}"] = one
-    for row in surprises(kept["read"]).to_dict("records"):
+    read = surprises(kept["read"]) if len(kept["read"]) else pd.DataFrame()
+    for row in read.to_dict("records"):
         name = f"structure.ablation.expected.{row['measure']}.{_spelled(row['condition'])}"
         name += "" if row["against"] == "baseline" else f".against_{row['against']}"
         made[name] = _interval(row)
@@ -1276,7 +1277,9 @@ def run(
     played = by_part[-1]._replace(codes=codes)
     table = outcomes(model, prefixes, played, folder=folder / "heard", progress=True)
     far = fad(model, prefixes, played, folder=folder / "heard")
-    read = expected(model, sae, prefixes, played, progress=True)
+    read = pd.DataFrame({"name": []})  # of recordings nobody knows which bars are returns
+    if any(one.bars for one in prefixes):
+        read = expected(model, sae, prefixes, played, progress=True)
     return {
         "provenance": {
             "model": model.fingerprint, "sae": _hash(*sae.state_dict().values()),

@@ -670,6 +670,8 @@ def test_a_kept_table_gives_its_figures(tmp_path):
     assert of("quality.nats.ablate").n == 40
     assert of("expected.gap.ablate").value == pytest.approx(1)
     assert of("expected.gap.ablate.against_local").value == pytest.approx(1)
+    unread = cutting.opened(kept | {"read": {}})
+    assert {*cutting.figures(unread)} == {name for name in found if ".expected." not in name}
     with pytest.raises(FileNotFoundError, match=r"structure\.cutting makes it"):
         cutting.load(tmp_path / "none.json")
 
