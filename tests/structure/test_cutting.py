@@ -14,7 +14,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from models.tiny_models import tiny_codec, tiny_lm
 
-from musae_utils import models, music, runs, trace
+from musae_utils import models, music, runs, stats, trace
 from musae_utils.models import MusicModel
 from musae_utils.sae import SAE, SAEConfig, shipped
 from musae_utils.steering import Knob, Patch, outcome
@@ -596,7 +596,9 @@ def test_effects_are_mean_differences_of_prefixes_and_draws_count_once(seed, rat
     assert row["value"] == pytest.approx(mean["random"] - mean["baseline"])
     assert row["n"] == 12
     assert row["low"] <= row["value"] <= row["high"]
-    assert (found["adjusted"] >= found["p"] - 1e-12).all()
+    for _, family in found.groupby(["condition", "against", "outcome"]):
+        np.testing.assert_allclose(family["adjusted"], stats.holm(family["p"]))
+        assert len(family) == len(WINDOWS)
     assert {*found.loc[found["condition"] == "ablate", "against"]} == {
         "baseline", "random", "local"
     }  # fmt: skip
