@@ -28,6 +28,7 @@ the others are made, and the files are, byte by byte, those of a harvest that wa
 from __future__ import annotations
 
 import argparse
+import gc
 import hashlib
 import itertools
 import json
@@ -46,6 +47,7 @@ from safetensors.torch import save_file
 from tqdm import tqdm
 
 from musae_utils import runs
+from musae_utils.plan import Halving
 from musae_utils.runs import Run, RunError
 
 if TYPE_CHECKING:  # audiocraft takes seconds to import, and a store can be read without it
@@ -132,7 +134,8 @@ def harvest(
     rows_per_shard : int, optional
         A shard is closed by the clip that fills it; 64 MiB unless given.
     batch : int
-        Clips at once. Only neighbours of one length are batched: nothing is ever padded.
+        Clips at once. Only neighbours of one length are batched: nothing is ever padded. Where a
+        GPU's memory does not hold so many, they are halved until it does.
     progress : bool
         Say what it will take and show a bar.
 
@@ -248,6 +251,7 @@ def _write(
 ) -> None:
     """Write what is missing: shards of whole batches, so that each can be made on its own."""
     dtype, hooks = DTYPES[config["dtype"]], config["hooks"]
+    halving = Halving(int(config["batch"]))
     shards: list[str] = []
     said = False
     settings = dict(unit="clip", disable=not progress, mininterval=1, dynamic_ncols=True)
@@ -261,7 +265,7 @@ def _write(
             shard = _Unwritten()
             while queue.head is not None and not shard.full(config["rows_per_shard"]):
                 started, before = time.monotonic(), queue.taken
-                for clip, frames in _readings(queue, read, config["batch"], hooks, dtype):
+                for clip, frames in _readings(queue, read, halving, hooks, dtype):
                     shard.add(clip, frames)
                 if not said:
                     took = (time.monotonic() - started) / (queue.taken - before)
@@ -276,11 +280,12 @@ def _write(
 
 
 def _readings(
-    queue: _Queue, read: Reader, batch: int, hooks: Iterable[str], dtype: torch.dtype
+    queue: _Queue, read: Reader, halving: Halving, hooks: Iterable[str], dtype: torch.dtype
 ) -> Iterator[tuple[Clip, Frames]]:
     """Read the next few clips; what comes out is in `dtype`, complete and finite."""
-    first, clips = queue.taken, queue.batch(batch)
-    for clip, frames in zip(clips, read(clips, first), strict=True):
+    first, clips = queue.taken, queue.batch(halving.batch)
+    parts = halving(lambda a, b: read(clips[a:b], first + a), len(clips))
+    for clip, frames in zip(clips, itertools.chain.from_iterable(parts), strict=True):
         shapes = {hook: tuple(rows.shape) for hook, rows in frames.rows.items()}
         if shapes.keys() != set(hooks) or len({shape[0] for shape in shapes.values()}) != 1:
             raise ValueError(
@@ -527,6 +532,7 @@ def _language_model(
         codes = torch.stack([_encoded(model, clip, last) for clip in clips])
         n_frames, said = codes.shape[-1], told(clips, first)
         streams = trace.residuals(model, codes, list(hooks.values()), said)
+        gc.collect(1)  # a trace ends as a cycle that holds its streams: many MB that gc cannot see
         rows = {
             path: trace.align(streams[hook], n_frames, last)[:, : n_frames - last]
             for path, hook in hooks.items()
@@ -605,13 +611,13 @@ def stream(
     layers = layers if _is_one(layers) else list(layers)
     hooks, read = _language_model(model, layers, prompts)
     paths = {layer: HookPoint.of(model, layer).path for layer in _listed(layers)}
-    queue = _Queue(_clips(clips, model))
+    queue, halving = _Queue(_clips(clips, model)), Halving(int(batch))
     if queue.head is None:
         raise ValueError("There are no clips to stream: the list, folder or generator is empty.")
 
     def parts() -> Iterator[dict[str, torch.Tensor]]:
         while queue.head is not None:
-            for _, frames in _readings(queue, read, batch, hooks, DTYPES[dtype]):
+            for _, frames in _readings(queue, read, halving, hooks, DTYPES[dtype]):
                 yield frames.rows
 
     mixed = _mixed(parts(), batch_size, buffer_rows, seed)

@@ -24,16 +24,17 @@ __all__ = ["PUBLISHED", "Generation", "MusicModel", "Noise", "generate_codes", "
 
 NANO_FOLDER = Path(__file__).parents[2] / "data" / "nano"
 
-#: Published models and roughly how many parameters they have in all, text encoder included.
+#: Published models and roughly how many parameters they have in all, codec and text encoder
+#: included; `outline` counts them.
 PUBLISHED = {
-    "facebook/musicgen-small": 0.5e9,
-    "facebook/musicgen-medium": 1.7e9,
-    "facebook/musicgen-large": 3.5e9,
-    "facebook/musicgen-melody": 1.7e9,
-    "facebook/musicgen-stereo-small": 0.5e9,
-    "facebook/musicgen-stereo-medium": 1.7e9,
-    "facebook/musicgen-stereo-large": 3.5e9,
-    "facebook/musicgen-stereo-melody": 1.7e9,
+    "facebook/musicgen-small": 0.59e9,
+    "facebook/musicgen-medium": 2.01e9,
+    "facebook/musicgen-large": 3.42e9,
+    "facebook/musicgen-melody": 1.55e9,
+    "facebook/musicgen-stereo-small": 0.605e9,
+    "facebook/musicgen-stereo-medium": 2.03e9,
+    "facebook/musicgen-stereo-large": 3.46e9,
+    "facebook/musicgen-stereo-melody": 1.58e9,
 }
 
 AUDIOCRAFT_FILES = ("state_dict.bin", "compression_state_dict.bin")
@@ -78,7 +79,9 @@ def load(
     if name == "nano":
         folder = NANO_FOLDER
     elif name in PUBLISHED:
-        _require_memory(name, PUBLISHED[name] * dtype.itemsize, device)
+        from musae_utils.models.outline import outline
+
+        _require_memory(name, outline(name).weights(dtype), device)
         folder = _fetch(name)
     else:
         folder = _folder(name)

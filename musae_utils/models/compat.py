@@ -223,6 +223,9 @@ def load_safely() -> None:
     loaders._get_state_dict = get_state_dict
 
 
+KV_PAGE = 256  # positions by which the cache of `stream_in_place` grows
+
+
 def stream_in_place() -> None:
     """Generate without copying the key/value cache at every step.
 
@@ -234,7 +237,6 @@ def stream_in_place() -> None:
     from audiocraft.modules import transformer
 
     attention = transformer.StreamingMultiheadAttention
-    page = 256  # positions by which a cache grows
 
     def append(state: dict, name: str, new: torch.Tensor, dim: int) -> torch.Tensor:
         past = state.get(name)
@@ -243,7 +245,7 @@ def stream_in_place() -> None:
         buffer = state.get(f"{name}_buffer")
         if buffer is None or buffer.shape[dim] < end:
             shape = list(new.shape)
-            shape[dim] = end + page
+            shape[dim] = end + KV_PAGE
             buffer = state[f"{name}_buffer"] = new.new_empty(shape)
             if start:
                 buffer.narrow(dim, 0, start).copy_(past)
@@ -289,6 +291,30 @@ def stream_in_place() -> None:
 
     attention._complete_kv = complete_kv
     attention.forward = forward
+
+
+def prime_streaming(lm: torch.nn.Module, rows: int, positions: int) -> None:
+    """Make a language model that is about to generate believe that it has played before.
+
+    Its caches then hold zeros for so many positions, and have room for more; what it plays means
+    nothing, but takes the time that it takes there.
+    """
+    from audiocraft.modules import transformer
+
+    weights = next(lm.transformer.parameters())
+    # Conditions in front of the music come with the first step alone.
+    lm.fuser._streaming_state["offsets"] = weights.new_zeros(rows)
+    for module in lm.transformer.modules():
+        if not isinstance(module, transformer.StreamingMultiheadAttention):
+            continue
+        if not module.cross_attention:
+            dim = transformer._get_attention_time_dimension(module.memory_efficient)
+            shape = [rows, module.num_heads, module.embed_dim // module.num_heads]
+            shape.insert(dim, positions + KV_PAGE)
+            for name in ("past_keys", "past_values"):
+                buffer = weights.new_zeros(shape)
+                module._streaming_state[f"{name}_buffer"] = buffer
+                module._streaming_state[name] = buffer.narrow(dim, 0, positions)
 
 
 PATCHES = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from musae_utils import trace
 from musae_utils.models import Generation, MusicModel
 from musae_utils.models.model import Prompts, _prompt_list
+from musae_utils.plan import Halving
 from musae_utils.runs import Run
 from musae_utils.sae import SAE
 from musae_utils.steering.knobs import Row, Turn, _listed, edits
@@ -52,7 +53,8 @@ def sweep(
     folder : str or Path, optional
         A run folder: what was played is kept, and a sweep that was stopped goes on.
     batch : int
-        Rows in one generation; as many as the memory holds.
+        Rows in one generation; as many as the memory holds. Where a GPU's does not hold them,
+        they are halved until it does.
 
     Returns
     -------
@@ -88,7 +90,19 @@ def sweep(
         guidance=guidance, temperature=temperature, top_k=top_k, batch=batch,
     )  # fmt: skip
     settings = dict(guidance=guidance, temperature=temperature, top_k=top_k, progress=progress)
-    audio, codes = [], []
+
+    def play(start: int, asked: list[trace.Edit]) -> Callable[[int, int], Generation]:
+        def some(a: int, b: int) -> Generation:
+            these = slice(start + a, start + b)
+            whole = len(prompts[start : start + batch]) == b - a
+            turned = asked if whole else edits(model, rows[these], seconds, guided)
+            return trace.edit(model, turned).generate(
+                prompts[these], seconds, seed=seeds[these], **settings
+            )
+
+        return some
+
+    audio, codes, halving = [], [], Halving(batch)
     with contextlib.ExitStack() as stack:
         run = folder and stack.enter_context(
             Run(folder, config, fingerprints={"model": model.fingerprint})
@@ -100,13 +114,11 @@ def sweep(
                 codes.append(load_file(run.path(name))["codes"].long())
                 audio.append(model.decode(codes[-1]))
                 continue
-            played = trace.edit(model, asked).generate(
-                prompts[these], seconds, seed=seeds[these], **settings
-            )
-            audio.append(played.audio)
-            codes.append(played.codes)
+            played = halving(play(first, asked), len(prompts[these]))
+            audio += [part.audio for part in played]
+            codes.append(torch.cat([part.codes for part in played]))
             if run:
-                kept = {"codes": played.codes.to(torch.int32).contiguous()}
+                kept = {"codes": codes[-1].to(torch.int32).contiguous()}
                 run.save(name, lambda path, kept=kept: save_file(kept, path))
     provenance = dict(config, model=model.name, fingerprint=model.fingerprint)
     return Generation(torch.cat(audio), torch.cat(codes), model.sample_rate, prompts, provenance)
