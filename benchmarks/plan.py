@@ -102,6 +102,7 @@ def measure(repeats: int = 5) -> list[dict]:
             kind = {"memory": "memory", "seconds": "time"}[kind]
             error = (planned[name] - value) / value
             errors.setdefault(f"plan.{kind}_error.{stage}", []).append(error)
+            print(f"{name}: planned {planned[name]:.4g}, took {value:.4g}", file=sys.stderr)
         errors.setdefault("plan.probe", []).append(planned["probe"])
     for kind in ("memory", "time"):
         stages = [f"plan.{kind}_error.{stage}" for stage in ("play", "harvest")]
