@@ -911,7 +911,7 @@ def expected(
     """
     seconds, lines = played.seconds, []
     names = [name for name in played.codes if name != "patch"]
-    able = [p for p in prefixes if len({came for *_, came in p.bars}) == 2]
+    able = _readable(prefixes, seconds)
     if not able:
         raise ValueError(
             "In none of the pieces is it known of later bars that some bring a motif back and "
@@ -944,6 +944,15 @@ def expected(
                 "bars.return": count[True], "bars.new": count[False],
             })  # fmt: skip
     return pd.DataFrame(lines)
+
+
+def _readable(prefixes: Sequence[Prefix], seconds: float) -> list[Prefix]:
+    """Prefixes with later bars of both kinds in pieces that are as long, and only those bars."""
+    kept = [
+        one._replace(bars=[bar for bar in one.bars if bar[1] <= seconds + 1e-6])
+        for one in prefixes
+    ]  # fmt: skip
+    return [one for one in kept if len({came for *_, came in one.bars}) == 2]
 
 
 @torch.no_grad()
@@ -1278,7 +1287,7 @@ def run(
     table = outcomes(model, prefixes, played, folder=folder / "heard", progress=True)
     far = fad(model, prefixes, played, folder=folder / "heard")
     read = pd.DataFrame({"name": []})  # of recordings nobody knows which bars are returns
-    if any(one.bars for one in prefixes):
+    if _readable(prefixes, seconds):
         read = expected(model, sae, prefixes, played, progress=True)
     return {
         "provenance": {

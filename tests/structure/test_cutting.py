@@ -692,7 +692,9 @@ def test_features_come_from_a_file_that_names_both_lists(tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_of_it_in_small(nano, tmp_path):
+    bars = [(4.0, 5.0, True), (5.0, 6.0, False), (8.0, 10.0, True)]  # the last is not played
     some = cutting.prefixes(nano, 2, 700_030, seconds=4.0, total=9.0)
+    some = [one._replace(bars=bars) for one in some]
     sae = shipped.pretrained(nano, 3)
     order = np.argsort(-cutting.firing(nano, sae, some).density, kind="stable")[:4].tolist()
     made = cutting.run(
@@ -705,3 +707,4 @@ def test_the_whole_of_it_in_small(nano, tmp_path):
     assert kept["provenance"]["model"] == nano.fingerprint
     assert kept["fad"]["mean layer"].value > 0
     assert {*kept["read"]["condition"]} == {*CONDITIONS} - {"patch"}
+    assert (kept["read"]["bars.return"] == 1).all()
