@@ -38,13 +38,16 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Siz
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NotRequired
 
 import numpy as np
 import torch
+from annotated_types import Gt, Len, Lt
+from pydantic import ConfigDict, NonNegativeInt, PositiveInt, StringConstraints
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from tqdm import tqdm
+from typing_extensions import TypedDict
 
 from musae_utils import runs
 from musae_utils.plan import Halving
@@ -681,11 +684,89 @@ class _Shard:
 
     def tensor(self, name: str) -> torch.Tensor:
         if name not in self._tensors:
-            self._tensors[name] = self._file.get_tensor(name)
+            try:
+                self._tensors[name] = self._file.get_tensor(name)
+            except SafetensorError:
+                raise RunError(_damaged(self.path)) from None
         return self._tensors[name]
 
+    def said(self, name: str, form: Any, start: int = 0, stop: int | None = None) -> Any:
+        """JSON that a tensor of bytes holds, of the form that it has to have."""
+        data = self.tensor(name)[start:stop]
+        try:
+            found = json.loads(data.numpy().tobytes())
+        except (ValueError, RecursionError, TypeError):
+            raise RunError(_damaged(self.path)) from None
+        runs.checked(form, found, self.path, _A_STORE, _AGAIN)
+        return found
+
     def entries(self) -> list[dict]:
-        return json.loads(self.tensor("clips").numpy().tobytes())
+        return self.said("clips", list[_Entry])
+
+    def agree(self, dtype: torch.dtype, widths: Mapping[str, int], n_rows: int) -> None:
+        """Raise RunError unless each hook has its rows."""
+        for hook, width in widths.items():
+            tensor = self.tensor(hook)
+            if tensor.dtype != dtype or tensor.shape != (n_rows, width):
+                raise RunError(
+                    f"{self.path} holds {hook} as {tuple(tensor.shape)} numbers of {tensor.dtype}, "
+                    f"and not ({n_rows}, {width}) of {dtype}: it was changed. {_AGAIN}"
+                )
+
+
+_TRACKS = (torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
+           torch.float32, torch.float64)  # fmt: skip
+_A_STORE = "part of a store that a harvest wrote"
+_AGAIN = "Delete it and harvest again, and it is made anew."
+_Span = Annotated[list[NonNegativeInt], Len(2, 2)]
+
+
+class _Place(TypedDict):
+    """What is known about a hook of a language model: a `trace.HookPoint`."""
+
+    __pydantic_config__ = ConfigDict(extra="forbid")
+    model: str
+    layer: int
+    path: str
+    fingerprint: str
+
+
+class _Config(TypedDict):
+    hooks: Annotated[dict[str, Any], Len(1)]
+    frame_rate: Annotated[float, Gt(0), Lt(1e6)]
+    dtype: Literal["bfloat16", "float32"]
+
+
+class _Listed(TypedDict):
+    file: Annotated[str, StringConstraints(pattern=r"^rows-[0-9]{5,9}\.safetensors$")]
+    bytes: NonNegativeInt
+    sha256: str
+
+
+class _Manifest(TypedDict):
+    widths: dict[str, PositiveInt]
+    shards: Annotated[list[_Listed], Len(1)]
+
+
+class _Entry(TypedDict):
+    """A clip in the index of a shard."""
+
+    name: str
+    group: str
+    rows: PositiveInt
+    caption: str
+    prompt: str | None
+    digest: str
+    about: _Span
+
+
+class _About(TypedDict):
+    """What is known of a clip."""
+
+    provenance: dict[str, Any]
+    tracks: dict[str, _Span]
+    truth: NotRequired[dict[str, Any]]
+    notes: NotRequired[list[Annotated[list, Len(5, 5)]]]
 
 
 @dataclass(frozen=True)
@@ -749,15 +830,21 @@ class StoredClip:
 
     @property
     def _about(self) -> dict:  # read anew each time: of many clips it would fill the memory
-        start, stop = self._span
-        return json.loads(self._shard.tensor("about")[start:stop].numpy().tobytes())
+        return self._shard.said("about", _About, *self._span)
 
     def _track(self, name: str, about: dict) -> np.ndarray | None:
         if name not in about["tracks"]:
             return None
         start, stop = about["tracks"][name]
-        track = self._shard.tensor(name)[start:stop].numpy()
-        return np.unpackbits(track, axis=1).astype(bool) if name == PACKED else track.copy()
+        track = self._shard.tensor(name)
+        packed, bits = name == PACKED, (track.dtype, track.shape[1:]) == (torch.uint8, (16,))
+        if not start < stop <= len(track) or track.ndim != 1 + (packed or name == "codes"):
+            raise RunError(_damaged(self._shard.path))
+        plain = track.dtype in _TRACKS and not (name == "codes" and track.is_floating_point())
+        if not plain or (packed and not bits):
+            raise RunError(_damaged(self._shard.path))
+        track = track[start:stop].numpy()
+        return np.unpackbits(track, axis=1).astype(bool) if packed else track.copy()
 
 
 @dataclass(frozen=True)
@@ -876,19 +963,28 @@ class ActivationStore:
         folder = Path(folder)
         if not (folder / "run.json").exists():
             raise FileNotFoundError(f"{folder} holds no activation store: harvest one into it.")
-        config = runs.load_json(folder / "run.json").get("config", {})
-        if config.get("kind") != "activations":
+        record = runs.load_json(folder / "run.json")
+        config = record.get("config") if isinstance(record, dict) else None
+        if not isinstance(config, dict) or config.get("kind") != "activations":
             raise RunError(f"{folder} is a run folder, but holds no activation store.")
+        runs.checked(_Config, config, folder / "run.json", _A_STORE, _AGAIN)
+        for about in config["hooks"].values():
+            if _place(about):
+                runs.checked(_Place, about, folder / "run.json", _A_STORE, _AGAIN)
         if not (folder / MANIFEST).exists():
             raise RunError(
                 f"The store in {folder} is not finished: harvest with the same clips again, and "
                 "it goes on where it stopped."
             )
-        entry = runs.load_json(folder / "artifacts.json").get(MANIFEST, {})
-        digest = runs.sha256(folder / MANIFEST)
+        entries = runs.load_json(folder / "artifacts.json")
+        runs.checked(dict[str, dict], entries, folder / "artifacts.json", _A_STORE, _AGAIN)
+        entry, digest = entries.get(MANIFEST, {}), runs.sha256(folder / MANIFEST)
         if digest not in (entry.get("sha256"), entry.get("next")):
             raise RunError(_damaged(folder / MANIFEST))
         manifest = runs.load_json(folder / MANIFEST)
+        runs.checked(_Manifest, manifest, folder / MANIFEST, _A_STORE, _AGAIN)
+        if manifest["widths"].keys() != config["hooks"].keys():
+            raise RunError(f"{folder / MANIFEST} and run.json name other hooks. {_AGAIN}")
         clips = []
         for listed in manifest["shards"]:
             path = folder / listed["file"]
@@ -897,7 +993,12 @@ class ActivationStore:
             right = path.stat().st_size == listed["bytes"]
             if not right or (verify and runs.sha256(path) != listed["sha256"]):
                 raise RunError(_damaged(path))
-            clips += _stored(_Shard(path))
+            shard = _Shard(path)
+            clips += (found := _stored(shard))
+            dtype, n_rows = DTYPES[config["dtype"]], sum(clip.n_rows for clip in found)
+            shard.agree(dtype, manifest["widths"], n_rows)
+        if not clips:
+            raise RunError(f"The store in {folder} holds no clips. {_AGAIN}")
         store = cls(folder, config, manifest["widths"], digest[:16], clips)
         if model is not None:
             for hook in store.hooks:

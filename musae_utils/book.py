@@ -121,8 +121,10 @@ def load_chapters(root: Path) -> list[Chapter]:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # of cells without ids
                 notebook = nbformat.read(path, as_version=4)
+                nbformat.validate(notebook)
         except Exception as error:
-            raise BookError(f"{path} is not a notebook ({error}).") from None
+            reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+            raise BookError(f"{path} is not a notebook ({reason}).") from None
         chapters.append(Chapter(path, notebook))
     return sorted(chapters, key=lambda chapter: listed.index(f"notebooks/{chapter.name}"))
 
@@ -141,7 +143,13 @@ def toc_files(root: Path) -> list[str]:
                 else:
                     yield from walk(value)
 
-    return list(walk(yaml.safe_load((root / "book" / "_toc.yml").read_text(encoding="utf-8"))))
+    path = root / "book" / "_toc.yml"
+    try:
+        return list(walk(yaml.safe_load(path.read_text(encoding="utf-8"))))
+    except FileNotFoundError:
+        raise BookError(f"There is no {path}, which lists the chapters.") from None
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise BookError(f"{path} is not a table of contents in YAML: {error}") from None
 
 
 def select(chapters: Sequence[Chapter], only: str | None) -> list[Chapter]:
@@ -209,7 +217,13 @@ def set_parameters(
                     )
                 )
             is_text = declared[name]["inferred_type_name"].startswith("str")
-            chapter.parameters[name] = text if is_text else yaml.safe_load(text)
+            try:
+                chapter.parameters[name] = text if is_text else yaml.safe_load(text)
+            except (yaml.YAMLError, ValueError, RecursionError):
+                raise BookError(
+                    f"{name} = {text[:80]!r} cannot be read as a value; it is of the kind "
+                    f"{declared[name]['default']}."
+                ) from None
     for name, value in (("model", model if model != "nano" else None), ("data", data)):
         if chosen and value and name not in used:
             raise BookError(

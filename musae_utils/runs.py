@@ -19,6 +19,8 @@ from __future__ import annotations
 import dataclasses
 import errno
 import fcntl
+import functools
+import glob
 import hashlib
 import json
 import math
@@ -33,7 +35,10 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 PACKAGES = ("torch", "audiocraft", "nnsight", "transformers", "numpy", "scikit-learn")
+FORBIDDEN = (errno.EACCES, errno.EPERM, errno.EROFS)
 SECRET = re.compile(r"(^|_)(api_?key|secret|password|(access|auth|hf)_token)$", re.IGNORECASE)
 
 
@@ -61,13 +66,15 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     RunError
-        The disk is full. ``path`` is then what it was before, and nothing else is left behind.
+        The disk is full, or the folder may not be written to. ``path`` is then what it was before,
+        and nothing else is left behind.
     """
     path = Path(path)
     # A folder of its own: some writers (safetensors') keep a temporary file beside their target,
     # readable by its owner alone, and a kill would leave that file among the artifacts.
     desk = path.with_name(f".{path.name}.{os.getpid()}.partial")
     temporary = desk / path.name
+    _clear_desks(path)
     try:
         desk.mkdir(parents=True, exist_ok=True)
         yield temporary
@@ -78,9 +85,20 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     except Exception as error:
         if _disk_is_full(error, path.parent):
             raise RunError(_full(path)) from None
+        own = str(getattr(error, "filename", None) or "").startswith(str(path.parent))
+        if own and isinstance(error, OSError) and error.errno in FORBIDDEN:
+            raise RunError(_forbidden(path.parent)) from None
         raise
     finally:
         shutil.rmtree(desk, ignore_errors=True)
+
+
+def _clear_desks(path: Path) -> None:
+    """Take away what a killed process left of the same file: a checkpoint's may be large."""
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.partial"):
+        process = left.name.split(".")[-2]
+        if process.isdigit() and not psutil.pid_exists(int(process)):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def atomic_write(path: str | Path, data: bytes | str) -> None:
@@ -91,7 +109,11 @@ def atomic_write(path: str | Path, data: bytes | str) -> None:
 
 def save_json(path: str | Path, value: Any) -> None:
     """Write ``value`` as JSON; paths, NumPy and torch numbers, arrays and dataclasses are plain."""
-    atomic_write(path, json.dumps(_plain(value), indent=1, ensure_ascii=False) + "\n")
+    text = json.dumps(_plain(value), indent=1, ensure_ascii=False) + "\n"
+    try:
+        atomic_write(path, text.encode())
+    except UnicodeEncodeError:  # half a character, as the name of a file may hold: escaped
+        atomic_write(path, json.dumps(_plain(value), indent=1) + "\n")
 
 
 def load_json(path: str | Path) -> Any:
@@ -109,11 +131,66 @@ def load_json(path: str | Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist.") from None
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError both are
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError too
         raise RunError(
             f"{path} is not a JSON file ({error}). It was cut off or is something else: "
             "restore it, or delete it so that it is made again."
         ) from None
+
+
+def checked(form: Any, found: Any, name: str | Path, what: str, cure: str) -> Any:
+    """Hold what a file said against a pydantic model or type; say what is wrong, and where.
+
+    Parameters
+    ----------
+    form : pydantic.BaseModel class or type
+    found : plain value
+        As `load_json` gives it.
+    name : str or Path
+        Of the file, for the message.
+    what, cure : str
+        What it should have been (``"an atlas"``), and what to do about it, as a sentence.
+
+    Returns
+    -------
+    What pydantic makes of it, numbers and text as strictly as JSON has them.
+
+    Raises
+    ------
+    RunError
+        It is something else.
+    """
+    from pydantic import ValidationError
+
+    try:
+        return _adapter(form).validate_python(found, strict=True)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"]))[:100] or "all of it"
+        raise RunError(
+            f"{name} is not {what}, or was changed ({where}: {first['msg'].lower()[:200]}). {cure}"
+        ) from None
+
+
+@functools.cache
+def _adapter(form: Any) -> Any:
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(form)
+
+
+def is_whole(tensor: Any) -> bool:
+    """Whether a tensor out of a pickle holds each of its numbers, in memory and one by one.
+
+    A pickle can say of one number that it stands for 10¹² (strides of 0), or give sparse or
+    absent ones, and no file of weights has a reason to.
+    """
+    return (
+        str(tensor.layout) == "torch.strided"
+        and tensor.device.type == "cpu"
+        and not tensor.is_quantized
+        and tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+    )
 
 
 def sha256(path: str | Path) -> str:
@@ -161,7 +238,8 @@ class Run:
     ------
     RunError
         Another process has the folder open; it belongs to another run or holds other files; its
-        ``run.json`` cannot be read; the configuration holds a key or password; or the disk is full.
+        ``run.json`` cannot be read; the configuration holds a key or password; the disk is full or
+        read-only.
 
     Examples
     --------
@@ -197,9 +275,17 @@ class Run:
         except OSError as error:
             if _disk_is_full(error, self.folder):
                 raise RunError(_full(self.folder)) from None
+            if error.errno in FORBIDDEN:
+                raise RunError(_forbidden(self.folder)) from None
             raise
         try:
             self._open(asked)
+        except RecursionError:
+            self.close()
+            raise RunError(
+                f"What {self.folder} keeps was not written by a run (JSON nested without end): "
+                "choose another folder."
+            ) from None
         except BaseException:
             self.close()
             raise
@@ -210,7 +296,8 @@ class Run:
         record = self.folder / "run.json"
         self.resumed = record.exists()
         kept = load_json(record) if self.resumed else {**asked, "sessions": []}
-        if not isinstance(kept, dict) or "config" not in kept:
+        whole = isinstance(kept, dict) and isinstance(kept.get("config"), dict)
+        if not whole or not isinstance(kept.get("sessions", []), list):
             raise RunError(f"{record} was not written by a run: choose another folder.")
         differing = _difference(
             {key: kept.get(key) for key in asked}, {key: asked[key] for key in asked}
@@ -226,6 +313,12 @@ class Run:
         save_json(record, {**kept, "sessions": [*kept.get("sessions", []), session]})
         manifest = self.folder / "artifacts.json"
         self._artifacts: dict[str, dict] = load_json(manifest) if manifest.exists() else {}
+        listed = self._artifacts.values() if isinstance(self._artifacts, dict) else [None]
+        if not all(isinstance(entry, dict) for entry in listed):
+            raise RunError(
+                f"{manifest} does not list checksums: it was changed. Delete this run's folder to "
+                "start over."
+            )
         self._metrics = self.folder / "metrics.jsonl"
         self._mend_metrics()
 
@@ -239,6 +332,8 @@ class Run:
             with open(self._metrics, "ab") as file:
                 file.write(line)
         except OSError as error:
+            if error.errno in FORBIDDEN:
+                raise RunError(_forbidden(self.folder)) from None
             if not _disk_is_full(error, self.folder):
                 raise
             os.truncate(self._metrics, before)
@@ -252,7 +347,11 @@ class Run:
 
     def rewind(self, step: int) -> None:
         """Drop the metrics of steps after ``step``: a checkpoint's steps are run only once more."""
-        kept = [row for row in self.metrics() if row.get("step", -math.inf) <= step]
+        rows = self.metrics()
+        for row in rows:
+            if not isinstance(row.get("step", 0), (int, float)):
+                raise RunError(f"{self._metrics} has a step {row['step']!r:.80}: it was changed.")
+        kept = [row for row in rows if row.get("step", -math.inf) <= step]
         atomic_write(
             self._metrics, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in kept)
         )
@@ -265,7 +364,7 @@ class Run:
         for number, line in enumerate(lines, 1):
             try:
                 whole = line.endswith(b"\n") and isinstance(json.loads(line), dict)
-            except ValueError:
+            except (ValueError, RecursionError):
                 whole = False
             if whole:
                 continue
@@ -429,6 +528,13 @@ def _disk_is_full(error: BaseException, folder: Path) -> bool:
     if "No space left" in str(error) or "os error 28" in str(error):
         return True
     return folder.is_dir() and shutil.disk_usage(folder).free < 2**20
+
+
+def _forbidden(folder: Path) -> str:
+    return (
+        f"{folder} cannot be written to: the folder or its disk is read-only for this user. "
+        "Nothing was changed: choose another folder, or see to its permissions."
+    )
 
 
 def _full(path: Path) -> str:

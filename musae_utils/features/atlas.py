@@ -31,15 +31,18 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 import torch
+from annotated_types import Gt, Lt
+from pydantic import NonNegativeInt, StringConstraints
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 from scipy import sparse
 from threadpoolctl import threadpool_limits
+from typing_extensions import TypedDict
 
 from musae_utils import runs, stats
 from musae_utils.activations import ActivationStore
@@ -646,13 +649,15 @@ class FeatureAtlas:
         if not (folder / "atlas.json").exists():
             raise FileNotFoundError(f"{folder} holds no atlas: make one with FeatureAtlas.of.")
         about, path = runs.load_json(folder / "atlas.json"), folder / "atlas.safetensors"
-        if not path.exists() or runs.sha256(path) != about.get("sha256"):
+        runs.checked(_About, about, folder / "atlas.json", "an atlas", "Make the atlas again.")
+        if not path.exists() or runs.sha256(path) != about["sha256"]:
             raise RunError(
                 f"{path} is missing, damaged or not the one that {folder / 'atlas.json'} belongs "
                 "to: make the atlas again."
             )
         try:
             arrays = load_file(path)
+            _refuse_other_shapes(about, arrays)
             pair = lambda name: (arrays[f"{name}.which"], arrays[f"{name}.how"])  # noqa: E731
             return cls(
                 **{name: about[name] for name in ABOUT if name != "kinds"},
@@ -666,9 +671,9 @@ class FeatureAtlas:
                     for level, names in about["concepts"].items()
                 },
             )
-        except (KeyError, TypeError, SafetensorError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, SafetensorError) as error:
             raise RunError(
-                f"{folder} holds an atlas that this version cannot read: {error}."
+                f"{folder} holds an atlas that this version cannot read: {error}. Make it again."
             ) from error
 
     # on a page
@@ -717,6 +722,63 @@ ARRAYS = (
 )  # fmt: skip
 SCORES = ("found", "scored", "least")
 ABOUT = ("layer", "hook", "store", "sae", "frame_rate", "n_rows", "clips", "kinds", "names")
+
+_Layer = Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_]+(\.[0-9A-Za-z_]+)*$")]
+
+
+class _Clip(TypedDict):
+    name: str
+    group: str
+    caption: str
+    frames: NonNegativeInt
+    kin: NonNegativeInt
+
+
+class _About(TypedDict):
+    """What ``atlas.json`` holds."""
+
+    layer: _Layer  # `publish` names files after it
+    hook: str
+    store: str
+    sae: str
+    frame_rate: Annotated[float, Gt(0), Lt(1e6)]
+    n_rows: NonNegativeInt
+    clips: list[_Clip]
+    kinds: list[Literal["top", "middle", "silent"]]
+    names: list[str]
+    concepts: dict[Literal["frame", "clip"], list[str]]
+    matches: list[_Layer]
+    sha256: str
+
+
+def _refuse_other_shapes(about: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> None:
+    """Raise ValueError unless the arrays of a file are what its JSON says they are of."""
+    n, clips, kinds = len(arrays["density"]), len(about["clips"]), about["kinds"]
+    heard = kinds[: len(kinds) - kinds.count("silent")]
+    longest = max((clip["frames"] for clip in about["clips"]), default=0)
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {
+        **{name: ("f", (n,)) for name in ("density", "mean", "peak")},
+        "quantiles": ("f", (n, len(QUANTILES))), "place": ("f", (n, 2)),
+        "track_mean": ("f", (clips, n)), "track_rate": ("f", (clips, n)),
+        "examples": ("i", (n, len(kinds))), "curves": ("u", (n, len(heard), longest)),
+        "marks": ("u", (n, len(heard), -(-longest // 8))),
+    }  # fmt: skip
+    for name in ("neighbours", "partners", *(f"matches.{layer}" for layer in about["matches"])):
+        wanted[f"{name}.which"], wanted[f"{name}.how"] = ("i", (n, PARTNERS)), ("f", (n, PARTNERS))
+    for level, names in about["concepts"].items():
+        for name in ("found", "scored"):
+            wanted[f"{level}.{name}"] = "f", (n, len(names))
+        wanted[f"{level}.least"] = "f", (len(names),)
+    for name, (kind, shape) in wanted.items():
+        held = arrays[name]
+        if held.dtype.kind != kind or held.shape != shape:
+            raise ValueError(f"{name} is {held.shape} of {held.dtype}, and not {shape}")
+    for name, most in (("examples", clips), ("neighbours.which", n), ("partners.which", n)):
+        if not ((arrays[name] >= -1) & (arrays[name] < most)).all():
+            raise ValueError(f"{name} leads to what there is not")
+    if len(about["names"]) != n:
+        raise ValueError(f"there are {len(about['names'])} names for {n} features")
+
 
 Sound = Sequence[Any] | Mapping[int, Any] | Callable[[int], Any]
 

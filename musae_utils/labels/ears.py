@@ -29,7 +29,6 @@ from pathlib import Path
 import librosa
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import nn
 from torch.nn import functional as F
@@ -39,7 +38,7 @@ from musae_utils.labels.contrast import shares
 from musae_utils.labels.examples import Example
 from musae_utils.labels.scoring import Unjudged
 from musae_utils.labels.words import CONCEPTS, GROUPS, concepts_in, phrase
-from musae_utils.models.nano import ShiftBlock
+from musae_utils.models.nano import NO_PART, ShiftBlock, refuse_other_sizes
 from musae_utils.music import measure
 from musae_utils.music.captions import VOCABULARY, words
 from musae_utils.music.clip import SAMPLE_RATE
@@ -57,6 +56,12 @@ CLAP = {
     "pitch_fft": 6144, "pitch_hop": 1600, "steps": 2, "mel_fft": 2048, "mels": 64,
     "note_width": 48, "width": 112, "dilations": [1, 3, 9], "hidden": 256,
     "buckets": 2048, "word_width": 64, "text_hidden": 192, "embedding": 128,
+}  # fmt: skip
+
+#: Settings that no weight tells, and what they can be.
+UNSEEN = {
+    "pitch_fft": (256, 2**15), "mel_fft": (256, 2**15), "pitch_hop": (160, 2**13),
+    "steps": (1, 12), "mels": (8, 512), "dilations": (1, 2**12),
 }  # fmt: skip
 
 #: Concepts that one set of weights hears from each pitch class in turn.
@@ -363,13 +368,16 @@ def load(part: str, folder: Path) -> tuple[nn.Module, dict]:
         if not path.exists():
             raise FileNotFoundError(f"{path} is missing: `make ears` makes it.")
     try:
-        report = json.loads(paths[0].read_text())
-        net = {"tagger": TaggerNet, "clap": ClapNet}[part](report["architecture"])
+        report = json.loads(paths[0].read_text(encoding="utf-8"))
+        build = {"tagger": TaggerNet, "clap": ClapNet}[part]
         if report["concepts"] != list(CONCEPTS):
             raise ValueError("it was trained for other concepts")
-        net.load_state_dict({k: v.float() for k, v in load_file(paths[1]).items()})
+        state = {k: v.float() for k, v in load_file(paths[1]).items()}
+        refuse_other_sizes(report["architecture"], build, state, UNSEEN)
+        net = build(report["architecture"])
+        net.load_state_dict(state)
         report["held_out"]
-    except (SafetensorError, KeyError, TypeError, RuntimeError, ValueError) as error:
+    except NO_PART as error:
         raise ValueError(
             f"{paths[1]} cannot be read as the nano {part} ({type(error).__name__}): it is "
             "damaged or belongs to another version. Fetch it again, or make it with `make ears`."

@@ -36,6 +36,7 @@ from torch.nn import functional as F
 
 from musae_utils.latents.model import LatentModel
 from musae_utils.models import compat  # noqa: F401  (before diffusers and vocos)
+from musae_utils.runs import is_whole
 
 TRIED = "loads; tried on files of its layout and shape, not on the published ones"
 RATE = 44_100  # of a bare Oobleck state dict: Stable Audio Open's and DiffRhythm's
@@ -195,12 +196,19 @@ def _from_folder(name: str, folder: Path) -> LatentModel:
         if (inner / "config.json").exists():
             config = _json(inner / "config.json")
             kind = config.get("_class_name") or config.get("model_type")
-            if kind not in READERS:
+            if not isinstance(kind, str) or kind not in READERS:
                 raise ValueError(
                     f"{inner / 'config.json'} is of a {kind or 'model without a name'}; those that "
                     f"can be read are {', '.join(READERS)}."
                 )
-            return READERS[kind](name, inner)
+            _refuse_absurd(config, inner / "config.json")
+            try:
+                model = READERS[kind](name, inner)
+            except (TypeError, AttributeError, LookupError, ArithmeticError) as error:
+                raise ValueError(
+                    f"{inner / 'config.json'} describes no {kind} that can be read: {error}."
+                ) from error
+            return _checked(model, inner / "config.json")
     config = folder / "model_config.json"
     files = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
     if not files:
@@ -217,6 +225,36 @@ def _from_folder(name: str, folder: Path) -> LatentModel:
     return _from_weights(name, files[0], _json(config) if config.exists() else {})
 
 
+#: How many parts a configuration may ask for: far more than any published model has.
+MOST = {"n_codebooks": 256, "num_residual_layers": 64, "num_lstm_layers": 64,
+        "layers_per_block": 64, "target_bandwidths": 100}  # fmt: skip
+
+
+def _refuse_absurd(config: dict, file: Path) -> None:
+    """Raise ValueError where building what a configuration says would take for ever."""
+    for name, most in MOST.items():
+        said = config.get(name, 1)
+        for number in said if isinstance(said, list) else [said]:
+            if not isinstance(number, (int, float)) or not number <= most:
+                raise ValueError(
+                    f"{file} says {name} = {number!r:.80}: a number up to {most} is expected."
+                )
+
+
+def _checked(model: LatentModel, file: Path) -> LatentModel:
+    """The model, if what its configuration says about sound can be."""
+    for name, least, most in (
+        ("sample_rate", 1000, 384_000), ("hop", 1, 2**20), ("width", 1, 2**16), ("channels", 1, 8),
+    ):  # fmt: skip
+        number = getattr(model, name)
+        if not isinstance(number, int) or not least <= number <= most:
+            raise ValueError(
+                f"{file} makes a model with {name} = {number!r:.80}: a whole number from {least:,} "
+                f"to {most:,} is expected."
+            )
+    return model
+
+
 _PLAIN = {"low_cpu_mem_usage": False}  # diffusers would ask for accelerate
 
 
@@ -226,17 +264,29 @@ def _pretrained(of: Any, folder: Path, **how: Any) -> nn.Module:
 
     if not any(path.suffix in SUFFIXES for path in folder.iterdir()):
         raise FileNotFoundError(f"{folder} holds a config.json and no weights: fetch it again.")
+    held = sum(path.stat().st_size for path in folder.iterdir() if path.suffix in SUFFIXES)
     try:
+        with torch.device("meta"):  # before there is memory for what the configuration promises
+            promised = sum(p.numel() for p in _configured(of, folder).parameters())
+        if promised > held:  # in eight bits
+            raise ValueError(f"its config.json is of {promised:,} numbers in {held:,} bytes")
         net, found = of.from_pretrained(
             folder, output_loading_info=True, local_files_only=True, **how
         )
     except SafetensorError as error:
         raise ValueError(_DAMAGED.format(file=folder, why=error)) from None
-    except (OSError, ValueError, TypeError, RuntimeError, KeyError, AttributeError) as error:
+    except Exception as error:  # whatever a library finds wrong with a configuration
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(f"{folder} is not a whole {of.__name__}: {why}") from error
     _agree(folder, found["missing_keys"], found["unexpected_keys"])
     return net.eval().requires_grad_(False)
+
+
+def _configured(of: Any, folder: Path) -> nn.Module:
+    """A model as a folder's config.json has it, without its weights."""
+    if hasattr(of, "from_config"):  # of diffusers
+        return of.from_config(of.load_config(folder, local_files_only=True))
+    return of(of.config_class.from_pretrained(folder, local_files_only=True))
 
 
 def _encodec(name: str, folder: Path) -> LatentModel:
@@ -361,6 +411,10 @@ _PROGRAM = (
 _DAMAGED = "{file} is damaged or cut short: fetch it again. ({why})"
 
 
+class _Program(Exception):
+    """A file of weights turned out to be TorchScript."""
+
+
 def read_weights(file: Path) -> dict[str, torch.Tensor]:
     """The tensors of a checkpoint, by key; of a Lightning checkpoint, its ``state_dict``.
 
@@ -377,12 +431,11 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
             return load_file(file)
         except SafetensorError as error:
             raise ValueError(_DAMAGED.format(file=file, why=error)) from None
-    zipped = zipfile.is_zipfile(file)
-    if zipped:
-        with zipfile.ZipFile(file) as archive:
-            if any("/code/" in entry for entry in archive.namelist()):
-                raise ValueError(_PROGRAM.format(file=file))
     try:
+        if zipped := zipfile.is_zipfile(file):
+            with zipfile.ZipFile(file) as archive:
+                if any("/code/" in entry for entry in archive.namelist()):
+                    raise _Program
         found = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped or None)
     except pickle.UnpicklingError as error:
         if "weights_only" in str(error).lower() or "unsupported" in str(error).lower():
@@ -391,13 +444,21 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
                 "state dict alone, in a safetensors file, and load that."
             ) from None
         raise ValueError(_DAMAGED.format(file=file, why=error)) from None
-    except (RuntimeError, EOFError, OSError, ValueError) as error:
+    except _Program:
+        raise ValueError(_PROGRAM.format(file=file)) from None
+    except Exception as error:  # a broken archive or pickle fails in any way
         why = (str(error).strip().splitlines() or [type(error).__name__])[0]
         raise ValueError(_DAMAGED.format(file=file, why=why)) from None
     found = found.get("state_dict", found) if isinstance(found, dict) else {}
     tensors = {k: v for k, v in found.items() if isinstance(v, torch.Tensor)}
     if not tensors:
         raise ValueError(f"{file} holds no state dict: a dictionary of tensors by their names.")
+    for key, value in tensors.items():
+        if not is_whole(value):
+            raise ValueError(
+                f"{file} holds less of {key} than its shape {tuple(value.shape)} says: weights "
+                "are dense tensors."
+            )
     return tensors
 
 
@@ -424,11 +485,7 @@ def _wavtokenizer(name: str, file: Path, state: dict[str, torch.Tensor]) -> Late
     from musae_utils.latents.wavtokenizer import SAMPLE_RATE, TRAINING_ONLY, WavTokenizer
 
     state = {key: value for key, value in state.items() if not key.startswith(TRAINING_ONLY)}
-    try:
-        net = WavTokenizer.of(state)
-    except KeyError as error:
-        raise ValueError(f"{file} is not a whole WavTokenizer: {error} is missing.") from None
-    _fill(net, file, state, {key: key for key in net.state_dict()})
+    net = _filled(lambda: WavTokenizer.of(state), file, state)
     return LatentModel(name, "single codebook", net, net.encode, net.decode, SAMPLE_RATE, net.hop,
                        net.width, net.quantise)  # fmt: skip
 
@@ -439,6 +496,12 @@ def _stable_audio_tools(
     """An Oobleck VAE under the names of stable-audio-tools, its shape read off its weights."""
     from diffusers import AutoencoderOobleck
 
+    rate = config.get("sample_rate", RATE)
+    if not isinstance(rate, int) or isinstance(rate, bool) or not 1000 <= rate <= 384_000:
+        raise ValueError(
+            f"The model_config.json beside {file} gives a sample rate of {rate!r:.80}: a whole "
+            "number of Hz from 1,000 to 384,000 is expected."
+        )
     blocks = 0
     while f"encoder.layers.{blocks + 1}.layers.4.weight_v" in state:
         blocks += 1
@@ -447,28 +510,40 @@ def _stable_audio_tools(
     shape = {key: tuple(value.shape) for key, value in state.items()}
     first = shape["encoder.layers.0.weight_v"]
     ends = [shape[f"encoder.layers.{i + 1}.layers.4.weight_v"] for i in range(blocks)]
-    net = AutoencoderOobleck(
-        encoder_hidden_size=first[0],
-        audio_channels=first[1],
-        channel_multiples=[out // first[0] for out, _, _ in ends],
-        downsampling_ratios=[kernel // 2 for _, _, kernel in ends],
-        decoder_channels=shape[f"decoder.layers.{blocks + 2}.weight_v"][1],
-        decoder_input_channels=shape["decoder.layers.0.weight_v"][1],
-        sampling_rate=config.get("sample_rate", RATE),
-    )
+
+    def build() -> AutoencoderOobleck:
+        return AutoencoderOobleck(
+            encoder_hidden_size=first[0],
+            audio_channels=first[1],
+            channel_multiples=[out // first[0] for out, _, _ in ends],
+            downsampling_ratios=[kernel // 2 for _, _, kernel in ends],
+            decoder_channels=shape[f"decoder.layers.{blocks + 2}.weight_v"][1],
+            decoder_input_channels=shape["decoder.layers.0.weight_v"][1],
+            sampling_rate=rate,
+        )
+
     for theirs, ours in names.items():
-        if ours.endswith((".alpha", ".beta")):
+        if ours.endswith((".alpha", ".beta")) and state[theirs].ndim == 1:
             state[theirs] = state[theirs][None, :, None]
-    _fill(net, file, state, names)
-    model = config.get("model", {})  # a whole diffusion model calls its autoencoder a pretransform
-    decoder = model.get("pretransform", {}).get("config", model).get("decoder", {})
+    net = _filled(build, file, state, names)
+    tanh = _final_tanh(file, config)
     said = "" if config else (
         f"What its weights do not say is taken from Stable Audio Open: {RATE:,} Hz, and no tanh at "
         "the end."
     )  # fmt: skip
-    return _of_oobleck(
-        name, net, said, tanh=decoder.get("config", {}).get("final_tanh", bool(config))
-    )
+    return _of_oobleck(name, net, said, tanh)
+
+
+def _final_tanh(file: Path, config: dict) -> bool:
+    """Whether the decoder of a ``model_config.json`` ends in one."""
+    decoder = config.get("model", {})
+    # A whole diffusion model calls its autoencoder a pretransform.
+    whole = isinstance(decoder, dict) and "pretransform" in decoder
+    for key in (*(("pretransform", "config") if whole else ()), "decoder", "config"):
+        decoder = decoder.get(key, {}) if isinstance(decoder, dict) else None
+    if not isinstance(decoder, dict):
+        raise ValueError(f"The model_config.json beside {file} does not describe an autoencoder.")
+    return bool(decoder.get("final_tanh", bool(config)))
 
 
 def oobleck_keys(blocks: int) -> Iterator[tuple[str, str]]:
@@ -510,10 +585,20 @@ def oobleck_keys(blocks: int) -> Iterator[tuple[str, str]]:
 # -- small things ----------------------------------------------------------------------------------
 
 
-def _fill(net: nn.Module, file: Path, state: dict, names: dict[str, str]) -> None:
-    """Give a network its weights; `names` from the file's keys to the network's."""
+def _filled(
+    build: Callable[[], nn.Module], file: Path, state: dict, names: dict[str, str] | None = None
+) -> nn.Module:
+    """A network with its weights; `names` from the file's keys to the network's."""
+    try:
+        with torch.device("meta"):  # before there is memory for what the shapes promise
+            wanted = build().state_dict()
+    except KeyError as error:
+        raise ValueError(f"{file} is not a whole model: {error} is missing.") from None
+    except Exception as error:
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise ValueError(f"{file} has the shapes of no model: {why}") from None
+    names = names or {key: key for key in wanted}
     _agree(file, names.keys() - state.keys(), state.keys() - names.keys())
-    wanted = net.state_dict()
     wrong = [
         f"{theirs} is {tuple(state[theirs].shape)} and not {tuple(wanted[ours].shape)}"
         for theirs, ours in names.items()
@@ -521,8 +606,9 @@ def _fill(net: nn.Module, file: Path, state: dict, names: dict[str, str]) -> Non
     ]
     if wrong:
         raise ValueError(f"{file} does not fit the model that it describes: {_few(wrong)}.")
+    net = build()
     net.load_state_dict({ours: state[theirs].float() for theirs, ours in names.items()})
-    net.eval().requires_grad_(False)
+    return net.eval().requires_grad_(False)
 
 
 def _agree(file: Path, missing: Any, extra: Any) -> None:
@@ -551,7 +637,7 @@ def _whole(encode: Callable, hop: int) -> Callable[[torch.Tensor], torch.Tensor]
 def _json(file: Path) -> dict:
     try:
         found = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(_DAMAGED.format(file=file, why=error)) from None
     if not isinstance(found, dict):
         raise ValueError(f"{file} is no configuration: it holds a {type(found).__name__}.")

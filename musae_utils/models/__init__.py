@@ -38,6 +38,7 @@ PUBLISHED = {
 }
 
 AUDIOCRAFT_FILES = ("state_dict.bin", "compression_state_dict.bin")
+SHORTEST, LONGEST = 18, 3600  # seconds a model can play; audiocraft goes on in strides of 18
 NANO_FILES = ("lm.json", "lm.safetensors", "codec.json", "codec.safetensors")
 
 
@@ -235,8 +236,14 @@ def _load_nano(name: str, folder: Path, device: torch.device):
             else:
                 with safe_open(file, "pt"):
                     pass
-        except (SafetensorError, ValueError):
+        except (SafetensorError, ValueError, RecursionError):
             raise ValueError(f"{file} is damaged or cut short: fetch it again.") from None
     codec, lm = nano.load_nano(folder)
     seconds = json.loads((folder / "lm.json").read_text(encoding="utf-8")).get("max_seconds", 30)
+    number = isinstance(seconds, (int, float)) and not isinstance(seconds, bool)
+    if not number or not SHORTEST < seconds <= LONGEST:
+        raise ValueError(
+            f"{folder / 'lm.json'} says that the model plays up to {seconds!r:.80} seconds: "
+            f"max_seconds is a number above {SHORTEST} and up to {LONGEST}."
+        )
     return MusicGen(name, codec.to(device).eval(), lm.to(device).eval(), max_duration=seconds)

@@ -19,6 +19,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from torch.nn import functional as F
 
@@ -63,6 +64,12 @@ LM = {
 }
 
 
+#: Settings that no weight tells, and what they can be.
+UNSEEN = {
+    "sample_rate": (8_000, 384_000), "hop": (1, 2**12), "n_fft": (16, 2**16),
+    "max_words": (1, 2**12), "floor": (1e-12, 1), "guidance_dropout": (0, 1),
+    "encoder_dilations": (1, 2**12), "decoder_dilations": (1, 2**12), "griffin_lim_steps": (0, 99),
+}  # fmt: skip
 SCALE = ".scale"  # what is added to the name of a matrix kept in eight bits
 LOUDEST = 2.9  # normalised log magnitude: -11 dB of full scale in one partial
 
@@ -315,10 +322,52 @@ def _full_precision(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     full = {}
     for name, value in state.items():
         if name + SCALE in state:
-            full[name] = value.float() * state[name + SCALE].float()[:, None]
+            scale = state[name + SCALE]
+            if value.ndim != 2 or scale.shape != value.shape[:1]:
+                raise ValueError(f"{name} has no scale a row")
+            full[name] = value.float() * scale.float()[:, None]
         elif not name.endswith(SCALE):
             full[name] = value.float() if value.is_floating_point() else value
     return full
+
+
+#: What building a part raises where its architecture is not one.
+NO_PART = (SafetensorError, ValueError, LookupError, TypeError, RuntimeError, AttributeError,
+            ArithmeticError, AssertionError, RecursionError)  # fmt: skip
+
+
+def refuse_other_sizes(
+    architecture: dict, build: Callable[[dict], nn.Module], state: dict[str, torch.Tensor],
+    unseen: Mapping[str, tuple[float, float]],
+) -> None:  # fmt: skip
+    """Raise ValueError unless weights are numbers, and those of an architecture.
+
+    Found out without memory for weights: what an architecture promises need not be in the file.
+    """
+    for name, x in state.items():
+        if x.is_floating_point() and not x.sum(dtype=torch.float64).isfinite():
+            raise ValueError(f"{name} holds NaN or infinite values")
+    largest = sum(x.numel() for x in state.values())
+    for name, value in architecture.items():
+        if name == "vocabulary":
+            if not all(isinstance(word, str) for word in value):
+                raise ValueError("vocabulary is a list of words")
+            continue
+        # Layers and codebooks are tensors of their own; all else is a length of one.
+        several = name in ("layers", "heads", "codebooks")
+        least, most = unseen.get(name, (1, len(state) if several else largest))
+        if isinstance(value, list) != name.endswith("dilations"):
+            raise ValueError(f"{name} is {value!r:.80}")
+        for number in value if isinstance(value, list) else [value]:
+            whole = isinstance(number, int) and not isinstance(number, bool)
+            if not (whole or (isinstance(number, float) and most <= 1)):
+                raise ValueError(f"{name} is {number!r:.80}")
+            if not least <= number <= most:
+                raise ValueError(f"{name} is {number:.6g}, and not from {least} to {most}")
+    with torch.device("meta"):
+        wanted = {name: x.shape for name, x in build(architecture).state_dict().items()}
+    if wanted != {name: x.shape for name, x in state.items()}:
+        raise ValueError("its tensors have other names or shapes")
 
 
 def load_part(
@@ -328,7 +377,6 @@ def load_part(
 
     `builders` make a part with fresh weights from its architecture; by default those of this file.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     paths = [folder / f"{part}.json", folder / f"{part}.safetensors"]
@@ -338,11 +386,13 @@ def load_part(
                 f"{path} is missing: a nano model needs it; `make nano` makes it."
             )
     try:
-        config = json.loads(paths[0].read_text())
-        builders = builders or {"codec": build_codec, "lm": build_lm}
-        model = builders[part](config["architecture"])
-        model.load_state_dict(_full_precision(load_file(paths[1])))
-    except (SafetensorError, json.JSONDecodeError, KeyError, TypeError, RuntimeError) as error:
+        architecture = json.loads(paths[0].read_text(encoding="utf-8"))["architecture"]
+        state = _full_precision(load_file(paths[1]))
+        build = (builders or {"codec": build_codec, "lm": build_lm})[part]
+        refuse_other_sizes(architecture, build, state, UNSEEN)
+        model = build(architecture)
+        model.load_state_dict(state)
+    except NO_PART as error:
         raise ValueError(
             f"{paths[1]} cannot be read as a nano {part} ({type(error).__name__}): it is truncated "
             "or belongs to another model. Fetch it again, or make it with `make nano`."

@@ -11,12 +11,13 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 from tqdm.auto import tqdm
 
-from musae_utils.runs import atomic_path
+from musae_utils.runs import RunError, atomic_path
 
 COARSE = 3  # Newton-Schulz rounds of Muon; five take twice the time and learn no more a minute
 
@@ -69,17 +70,22 @@ def fit(
     ------
     FloatingPointError
         A loss is not a number any more; the last checkpoint stays as it was.
+    RunError
+        The checkpoint is damaged, or of a training with other steps or rates.
     """
     torch.set_num_threads(1)  # two hyperthreads of one core are no faster, and stall beside others
     peaks = [group["lr"] for mover in movers for group in mover.param_groups]
     step, spent, history, running = 0, 0.0, [], None
+    asked = {"steps": steps, "warmup": warmup, "rates": peaks}  # they decide every step's rates
     if checkpoint.exists():
-        saved = torch.load(checkpoint, weights_only=True)
-        model.load_state_dict(saved["model"])
-        for mover, state in zip(movers, saved["movers"], strict=True):
-            mover.load_state_dict(state)
+        saved = _taken_up(checkpoint, model, movers)
+        if saved.get("asked", asked) != asked:
+            raise RunError(
+                f"{checkpoint} is of a training with {saved['asked']}, and now {asked} is asked "
+                "for: use another folder, or delete it to start over."
+            )
         step, spent, history = saved["step"], saved["seconds"], saved["history"]
-    began = time.time() - spent
+    began = time.monotonic() - spent
     bar = tqdm(total=steps, initial=step, desc=name, unit="step", mininterval=10)
     while step < steps:
         scale = 0.01 + 0.495 * (1 + math.cos(math.pi * step / steps))
@@ -104,16 +110,36 @@ def fit(
         if step % 50 == 0 or step == steps:
             shown = [round(v, 4) for v in running.tolist()]
             bar.set_postfix_str(" ".join(map(str, shown)))
-            history.append({"step": step, "losses": shown, "seconds": round(time.time() - began)})
+            seconds = round(time.monotonic() - began)
+            history.append({"step": step, "losses": shown, "seconds": seconds})
         if step % save_every == 0 or step == steps:
             state = {"model": model.state_dict(), "movers": [m.state_dict() for m in movers],
-                     "step": step, "seconds": time.time() - began, "history": history}  # fmt: skip
+                     "step": step, "seconds": time.monotonic() - began, "history": history,
+                     "asked": asked}  # fmt: skip
             with atomic_path(checkpoint) as partial:
                 torch.save(state, partial)
     return {
         "history": history[:: max(1, len(history) // 100)],
-        "seconds": round(time.time() - began),
+        "seconds": round(time.monotonic() - began),
     }
+
+
+def _taken_up(
+    checkpoint: Path, model: nn.Module, movers: list[torch.optim.Optimizer]
+) -> dict[str, Any]:
+    """What a checkpoint says, its weights and optimisers being taken over."""
+    try:
+        saved = torch.load(checkpoint, weights_only=True)
+        model.load_state_dict(saved["model"])
+        for mover, state in zip(movers, saved["movers"], strict=True):
+            mover.load_state_dict(state)
+        saved["step"], saved["seconds"], saved["history"]
+    except Exception as error:  # of a broken archive there is no end of kinds
+        raise RunError(
+            f"{checkpoint} is damaged or of another training ({type(error).__name__}): delete it "
+            "to start over."
+        ) from None
+    return saved
 
 
 def arguments(description: str, steps: int, shards: int) -> argparse.Namespace:

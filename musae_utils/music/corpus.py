@@ -22,6 +22,7 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -68,6 +69,9 @@ VOICES = ("Soprano", "Alto", "Tenor", "Bass")
 SOFTER = {"melody": 0, "harmony": 18, "bass": 8}  # MIDI velocity below the melody's
 PLAYED = ("family", "program", "tempo", "articulation", "dynamics")  # what a performer decides
 SOUND_FILES = (".wav", ".flac", ".mp3", ".ogg")
+ABSURD = 1e12  # times full scale; some programs write whole numbers up to 2^31 as floats
+BLOCK = 2**22  # samples of a recording read at once, all channels together
+RATES = 1_000, 6_000_000  # Hz at which anything is recorded; resampling from others takes memory
 
 
 # -- real scores --------------------------------------------------------------------------------
@@ -494,12 +498,17 @@ def load_audio(
     try:
         # Opened here: soundfile cannot spell a name that is not Unicode.
         with open(path, "rb") as stream, soundfile.SoundFile(stream) as file:
-            rate, channels, length = file.samplerate, file.channels, file.frames / file.samplerate
+            rate, channels = file.samplerate, file.channels
+            if not RATES[0] <= rate <= RATES[1]:
+                raise ValueError(
+                    f"{name} says that it has {rate:,} samples a second: its header is damaged. "
+                    f"From {RATES[0]:,} to {RATES[1]:,} can be read."
+                )
+            length = file.frames / rate
             if length <= offset > 0:
                 raise ValueError(f"{name} lasts {length:.1f} s; offset {offset:g} is past its end.")
             file.seek(round(offset * rate))
-            count = -1 if seconds is None else round(seconds * rate)
-            sound = file.read(count, dtype="float32", always_2d=True)
+            sound = _samples(file, np.inf if seconds is None else round(seconds * rate))
     except (soundfile.LibsndfileError, TypeError, OSError) as error:
         reason = getattr(error, "error_string", None) or getattr(error, "strerror", None) or error
         raise ValueError(
@@ -511,6 +520,11 @@ def load_audio(
     if not np.isfinite(sound).all():
         raise ValueError(
             f"{name} holds samples that are not numbers (NaN or infinite); export it again."
+        )
+    if (highest := float(np.abs(sound).max())) > ABSURD:
+        raise ValueError(
+            f"{name} holds samples of {highest:.0e} times full scale, which no recording has: it "
+            "is damaged, or not sound; export it again."
         )
     audio = sound.mean(axis=1)
     if rate != sample_rate:
@@ -531,6 +545,21 @@ def load_audio(
     }
     audio = np.ascontiguousarray(audio, np.float32)
     return Clip(audio, sample_rate, None, "", provenance, _printable(path.stem))
+
+
+def _samples(file: Any, most: float) -> np.ndarray:
+    """Samples (n, channels) from where a SoundFile stands, at most so many.
+
+    Block by block: a header may promise any length, and the file holds what it holds.
+    """
+    parts = [np.empty((0, file.channels), np.float32)]
+    while (n := min(most, file.frames - file.tell(), max(1, BLOCK // file.channels))) > 0:
+        part = file.read(int(n), dtype="float32", always_2d=True)
+        parts.append(part)
+        most -= len(part)
+        if not len(part):
+            break
+    return np.concatenate(parts)
 
 
 def load_folder(

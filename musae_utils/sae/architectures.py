@@ -88,6 +88,9 @@ class SAEConfig:
         if (self.architecture in K_SPARSE) != (self.k is not None):
             needs = "needs" if self.architecture in K_SPARSE else "has no"
             raise ValueError(f"The architecture {self.architecture!r} {needs} k.")
+        whole = isinstance(self.k, (int, np.integer)) and not isinstance(self.k, bool)
+        if self.k is not None and not whole:
+            raise ValueError(f"k is a whole number, not {self.k!r:.80}.")
         if self.k is not None and not 1 <= self.k <= self.d_sae:
             raise ValueError(
                 f"k = {self.k} features cannot be active in a dictionary of {self.d_sae}: k lies "
@@ -444,10 +447,19 @@ class SAE(nn.Module):
                 tensors = {name: file.get_tensor(name) for name in file.keys()}
         except SafetensorError as error:
             raise ValueError(f"{path} is damaged or cut short ({error}).") from None
-        except (KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, RecursionError):
             raise ValueError(f"{path} is not an SAE that MuSAE saved.") from None
         try:
-            sae = cls(SAEConfig(**config), hook_point, seed=None)
+            config = SAEConfig(**config)
+            for name, x in tensors.items():
+                if not x.is_floating_point() or not x.sum(dtype=torch.float32).isfinite():
+                    raise ValueError(f"{name} holds what is no finite number")
+            held = tuple(tensors["W_enc"].shape) if "W_enc" in tensors else "none"
+            if held != (config.d_sae, config.d_in):  # before there is memory for what it promises
+                raise ValueError(f"its W_enc is {held}, and not ({config.d_sae}, {config.d_in})")
+            if not isinstance(provenance, dict):
+                raise ValueError(f"its provenance is {provenance!r:.80}")
+            sae = cls(config, hook_point, seed=None)
             sae.load_state_dict(tensors)
         except (TypeError, ValueError, RuntimeError) as error:
             reason = str(error).strip().splitlines()[0]

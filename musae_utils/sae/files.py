@@ -46,7 +46,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from musae_utils.runs import atomic_path, save_json
+from musae_utils.runs import atomic_path, is_whole, save_json
 from musae_utils.sae.architectures import BATCHED, SAE, SAEConfig
 from musae_utils.stats import Interval, resample_groups
 
@@ -391,6 +391,12 @@ def _unpickled(path: Path) -> dict[str, torch.Tensor]:
         isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in state.items()
     ):
         raise ValueError(f"{path} is not a state dict: tensors by their names.")
+    for key, value in state.items():
+        if not is_whole(value):
+            raise ValueError(
+                f"{path} holds less of {key} than its shape {tuple(value.shape)} says: weights "
+                "are dense tensors."
+            )
     return state
 
 
