@@ -892,7 +892,9 @@ def _parsers() -> dict[str, Parser]:
 
     gone = FileNotFoundError
     return {
-        "saelens": Parser(_write_saelens, _read_saelens, (gone, ValueError, MemoryError)),
+        "saelens": Parser(
+            _write_saelens, _read_saelens, (gone, ValueError, MemoryError), share=0.5
+        ),
         "dictionary_learning": Parser(
             _write_dictionary_learning,
             _read_dictionary_learning,
@@ -902,17 +904,17 @@ def _parsers() -> dict[str, Parser]:
         "sae": Parser(_write_sae, _read_sae, (gone, ValueError, MemoryError)),
         "store": Parser(_write_store, _read_store, (gone, ValueError, RunError), _sign_store, 0.3),
         "atlas": Parser(_write_atlas, _read_atlas, (gone, RunError), _sign_atlas, 0.3),
-        "audio": Parser(_write_audio, _read_audio, (gone, ValueError)),
+        "audio": Parser(_write_audio, _read_audio, (gone, ValueError), share=0.5),
         "llm": Parser(_write_replies, _read_reply, (llm._Busy, llm.Unavailable)),
         "labels": Parser(_write_labels, _read_labels, (gone, RunError)),
-        "answers": Parser(_write_answers, _read_answers, (gone, RunError)),
+        "answers": Parser(_write_answers, _read_answers, (gone, RunError), share=0.5),
         "notebooks": Parser(_write_book, _read_book, (BookError,), share=0.05),
         "nano": Parser(_write_nano, _read_nano, (gone, ValueError, MemoryError), share=0.2),
         "model": Parser(_write_model, _read_model, (gone, ValueError, MemoryError), share=0.05),
         "ears": Parser(_write_ears, _read_ears, (gone, ValueError), share=0.1),
-        "weights": Parser(_write_weights, _read_published, (gone, ValueError), share=0.02),
-        "published": Parser(_write_published, _read_published, (gone, ValueError), share=0.01),
-        "run": Parser(_write_run, _read_run, (gone, RunError), share=0.1),
+        "weights": Parser(_write_weights, _read_published, (gone, ValueError), share=0.01),
+        "published": Parser(_write_published, _read_published, (gone, ValueError), share=0.005),
+        "run": Parser(_write_run, _read_run, (gone, RunError), share=0.05),
     }
 
 

@@ -686,7 +686,7 @@ class _Shard:
         if name not in self._tensors:
             try:
                 self._tensors[name] = self._file.get_tensor(name)
-            except SafetensorError:
+            except (SafetensorError, TypeError):  # none, or of a shape that no tensor has
                 raise RunError(_damaged(self.path)) from None
         return self._tensors[name]
 

@@ -28,6 +28,7 @@ import os
 import platform
 import re
 import shutil
+import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
@@ -272,6 +273,7 @@ class Run:
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self._lock = _take_lock(self.folder)
+            _OPEN.add(self)
         except OSError as error:
             if _disk_is_full(error, self.folder):
                 raise RunError(_full(self.folder)) from None
@@ -451,6 +453,19 @@ class Run:
 
 
 _OWN_FILES = ("run.json", "metrics.jsonl", "artifacts.json")
+
+
+_OPEN: weakref.WeakSet[Run] = weakref.WeakSet()
+
+
+def _let_go() -> None:
+    """In a forked process: it may outlive this one, and a run is this one's."""
+    for run in _OPEN:
+        run.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _take_lock(folder: Path) -> int:

@@ -429,7 +429,7 @@ def read_weights(file: Path) -> dict[str, torch.Tensor]:
     if file.suffix == ".safetensors":
         try:
             return load_file(file)
-        except SafetensorError as error:
+        except (SafetensorError, TypeError) as error:
             raise ValueError(_DAMAGED.format(file=file, why=error)) from None
     try:
         if zipped := zipfile.is_zipfile(file):

@@ -231,8 +231,17 @@ def load_sparsity(folder: str | Path) -> np.ndarray:
     """
     path = _to_read(folder) / SPARSITY
     with _opened(path) as file:
-        found = file.get_tensor("sparsity").float() if "sparsity" in file.keys() else None
-    if found is None or found.ndim != 1 or not found.isfinite().all() or (found > 0.001).any():
+        try:
+            found = file.get_tensor("sparsity").float()
+        except (SafetensorError, TypeError):  # none, or of a shape that no tensor has
+            found = None
+    if (
+        found is None
+        or found.ndim != 1
+        or not len(found)
+        or not found.isfinite().all()
+        or (found > 0.001).any()
+    ):
         raise ValueError(f"{path} holds no log10 of shares, one a feature, under 'sparsity'.")
     return (10.0 ** found.double() - 1e-10).clamp(0, 1).numpy()
 

@@ -208,6 +208,16 @@ def test_tensors_that_are_not_there_are_refused(odd, tmp_path):
         published.read_weights(tmp_path / "ae.pt")
 
 
+@pytest.mark.parametrize("shape", [[0, 2**63 - 1], [2**63, 0], [0]])
+def test_densities_of_a_shape_that_no_tensor_has_are_refused(shape, tmp_path):
+    from musae_utils import sae
+
+    entry = {"dtype": "F32", "shape": shape, "data_offsets": [0, 0]}
+    (tmp_path / "sparsity.safetensors").write_bytes(safetensors({"sparsity": entry}))
+    with pytest.raises(ValueError, match=r"sparsity\.safetensors"):
+        sae.load_sparsity(tmp_path)
+
+
 NANO = {"dim": 16, "heads": 2, "layers": 1, "codebooks": 2, "cardinality": 8}
 
 
