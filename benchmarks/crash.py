@@ -53,6 +53,7 @@ import numpy as np
 import pandas as pd
 import torch
 from safetensors.torch import save_file
+from tqdm import tqdm
 
 from musae_utils import runs
 from musae_utils.runs import RunError
@@ -63,6 +64,7 @@ TABLE = ROOT / "data" / "robustness.json"
 POINT = {"model": "nano", "layer": 3, "path": "transformer.layers.3", "fingerprint": "ab" * 8}
 TIMELESS = (".lock", "run.json", "artifacts.json")  # they tell when, or repeat checksums
 DAY = 86_400
+PATIENCE = 180  # seconds that an operation of about one may take
 
 
 class Operation(NamedTuple):
@@ -351,6 +353,7 @@ def prepare(names: list[str]) -> None:
     from musae_utils.structure import returns  # noqa: F401
 
     torch.set_num_threads(1)
+    tqdm.monitor_interval = 0  # a thread whose lock a fork could copy while it is held
     warnings.simplefilter("ignore")
     if "atlas" in names:
         _atlases()
@@ -403,10 +406,12 @@ def start(work: Callable, folder: Path, before: Callable[[], None] | None = None
 
 def ended(process: Any, receive: Any, kill_after: float | None = None) -> Ended:
     """Wait for a process, or kill it after so many seconds."""
-    process.join(kill_after)
+    process.join(PATIENCE if kill_after is None else kill_after)
     if process.is_alive():
         process.kill()
         process.join()
+        if kill_after is None:
+            return Ended(process.exitcode, f"no end within {PATIENCE} seconds")
     with contextlib.suppress(EOFError):
         return Ended(process.exitcode, *receive.recv())
     return Ended(process.exitcode)

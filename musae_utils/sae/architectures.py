@@ -96,6 +96,9 @@ class SAEConfig:
                 f"k = {self.k} features cannot be active in a dictionary of {self.d_sae}: k lies "
                 "between 1 and the dictionary size."
             )
+        for prefix in self.prefixes:
+            if not isinstance(prefix, (int, np.integer)) or isinstance(prefix, bool):
+                raise ValueError(f"A prefix is a whole number of features, not {prefix!r:.80}.")
         object.__setattr__(self, "prefixes", tuple(int(p) for p in self.prefixes))
         rising = all(a < b for a, b in zip((0, *self.prefixes), self.prefixes, strict=False))
         if self.architecture == "matryoshka":

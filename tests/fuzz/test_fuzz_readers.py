@@ -175,6 +175,14 @@ def test_an_sae_of_odd_sizes_is_refused(change, tmp_path):
         sae.SAEConfig(**{"d_in": 4, "d_sae": 8, "k": 2} | change)
 
 
+@pytest.mark.parametrize("odd", [None, float("inf"), 2.0, "4"])
+def test_prefixes_that_are_no_numbers_are_refused(odd):
+    from musae_utils import sae
+
+    with pytest.raises(ValueError, match="A prefix is a whole number"):
+        sae.SAEConfig(4, 8, "matryoshka", 2, prefixes=(odd, 8))
+
+
 def test_an_sae_with_nan_is_refused(tmp_path):
     from musae_utils import sae
 

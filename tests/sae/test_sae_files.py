@@ -419,14 +419,14 @@ def test_absurd_sizes_cost_no_memory(tmp_path):
     }  # fmt: skip
     torch.save(state, tmp_path / "ae.pt")
     assert (tmp_path / "ae.pt").stat().st_size < 10**5
-    with pytest.raises(MemoryError, match="choose a smaller dictionary"):
+    with pytest.raises(ValueError, match=r"holds less of .* than its shape \(1000000"):
         load_dictionary_learning(tmp_path)
 
 
 def test_absurd_groups_cost_no_memory(tmp_path):
     save_dictionary_learning(an_sae("matryoshka"), tmp_path)
     change_state(group_sizes=torch.ones(1, dtype=torch.int64).expand(10**12))(tmp_path)
-    with pytest.raises(ValueError, match="lacks group_sizes, one a prefix"):
+    with pytest.raises(ValueError, match="holds less of group_sizes than its shape"):
         load_dictionary_learning(tmp_path)
 
 
