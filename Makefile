@@ -71,8 +71,9 @@ latents: $(READY) ## probe, manipulate and watch the audio latents, for chapters
 	@$(PY) -m musae_utils.latents.manipulate $(ARGS)
 	@$(PY) -m musae_utils.latents.birth $(ARGS)
 
-structure: $(READY) ## mark the labels of returns against truth, for chapter 15 (ten minutes; resumes)
-	@$(PY) -m musae_utils.structure.returns $(ARGS)
+structure: $(READY) ## returns, horizons, cuts and gates, chapters 15 to 17: MODEL= DATA= for your own (two hours; resumes)
+	@$(PY) -m musae_utils.structure.returns
+	@$(PY) -m musae_utils.structure.gates --model "$(MODEL)" $(if $(DATA),--data "$(DATA)") $(ARGS)
 
 scoreboard: $(READY) ## recompute every headline figure, quoted in README.md: ARGS="--only nano.codec"
 	@$(PY) benchmarks/scoreboard.py $(ARGS)

@@ -788,6 +788,38 @@ def returning(board: Board) -> dict:
     return {name: (v, "s" if "timing" in name else "") for name, v in found.items()}
 
 
+@figures(
+    *(f"structure.gain.{part}{horizon}" for part in ("", "own.")
+      for horizon in ("short", "middle", "long")),
+    "structure.leaks_caught", "structure.false_go", "structure.power80", minutes=0, timing=True,
+)  # fmt: skip
+def planning_ahead(board: Board) -> dict:
+    """Read from data/structure/horizons.json (`make structure`)."""
+    from musae_utils.structure import planning
+
+    return planning.figures(planning.load())
+
+
+@figures(
+    "structure.ablation.ablate.long", "structure.ablation.ablate.long.against_random",
+    "structure.ablation.ablate.long.against_local", "structure.ablation.rate.baseline.long",
+    "structure.ablation.expected.gap.ablate", "structure.gates", "structure.failure_modes",
+    minutes=1, timing=True,
+)  # fmt: skip
+def cut_circuit(board: Board) -> dict:
+    """Read from data/structure/cutting.json (`make structure`); the gates are decided anew."""
+    from musae_utils import sae
+    from musae_utils.sae import shipped
+    from musae_utils.structure import cutting, gates, planning, returns
+
+    kept, planned, marks = cutting.load(), planning.load(), returns.figures(returns.load())
+    middle = shipped.pretrained(board.model, shipped.layers(board.model)[1])
+    fit = sae.verify(middle, board.model)
+    decided = gates.decide(fit, marks, planned, kept, cutting.load(cutting.SECOND))
+    fooled = gates.failures(board.model, middle, fit, marks, planned, kept)
+    return cutting.figures(kept) | gates.figures(decided, fooled)
+
+
 # -- running ---------------------------------------------------------------------------------------
 
 

@@ -185,11 +185,14 @@ class _Half:
             values, vectors = np.linalg.eigh((found @ found.T).astype(np.float64))
             keep = values > 1e-6 * max(values[-1], 1e-30)
             values, vectors = values[keep], vectors[:, keep]
-            axes = (found.T @ (vectors / np.sqrt(values))).astype(np.float32)
+            root = np.sqrt(values)
+            # The axes themselves, (d, n), are never needed: products of rows are.
+            self.found = (vectors * root).astype(np.float32)
+            self.scored = (scored @ found.T) @ (vectors / root).astype(np.float32)
         else:
             values, axes = np.linalg.eigh(found.T @ found)
+            self.found, self.scored = found @ axes, scored @ axes
         self.curvature = np.maximum(values, 0) / n  # variance along each axis
-        self.found, self.scored = found @ axes, scored @ axes
 
 
 class _Step(NamedTuple):

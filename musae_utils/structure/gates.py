@@ -27,8 +27,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from musae_utils import models, music, runs
-from musae_utils.sae import SAE, verify
+import pandas as pd
+
+from musae_utils import models, music, runs, stats, trace
+from musae_utils.sae import SAE, load_saelens, verify
 from musae_utils.sae.files import Fit
 from musae_utils.stats import Interval
 from musae_utils.structure import cutting, planning, returns
@@ -39,6 +41,7 @@ TRAPS = 1 / 3  # false positives in traps, of those of chroma alone
 FALSE = 0.05  # share of runs without a signal in which the method may say go
 UNEXPLAINED = 0.5  # of the variance, at the SAE's own layer
 SECONDS = 30.0  # of a continuation with its prefix
+SOME = 1_000_720_000  # held-out compositions that an SAE is looked at on
 
 
 @dataclasses.dataclass(frozen=True)
@@ -227,6 +230,15 @@ def _cut(kept: Mapping[str, Any], window: str) -> dict:
         return {"words": f"nothing can be told: {error}", "selective": False, "against": {}}
 
 
+def figures(gates: Sequence[Gate], fooled: pd.DataFrame) -> dict[str, Interval]:
+    """``structure.gates``, of five; ``structure.failure_modes``, of those planted."""
+    ways = fooled["fooled"] & fooled["caught"]
+    return {
+        "structure.gates": stats.proportion(sum(g.go for g in gates), len(gates)),
+        "structure.failure_modes": stats.proportion(int(ways.sum()), len(ways)),
+    }
+
+
 def _rates(kept: Mapping[str, Any], window: str) -> dict[str, float]:
     table = kept["rows"]
     mean = table.groupby("condition", sort=False)[f"returns.{window}"].mean()
@@ -267,6 +279,90 @@ def report(gates: Sequence[Gate], title: str = "") -> str:
     return "\n".join(lines)
 
 
+# -- four ways to be fooled ------------------------------------------------------------------------
+
+
+def failures(
+    model: Any, sae: SAE, fit: Fit, marks: Mapping, planned: Mapping, cut: Mapping
+) -> pd.DataFrame:
+    """S3's four failure modes, each planted: what the naive way says, and what gives it away.
+
+    Parameters
+    ----------
+    model : MusicModel
+    sae : SAE
+    fit : Fit
+        Of `sae.verify`.
+    marks : dict
+        Of `returns.figures`.
+    planned, cut : dict
+        Of `planning.load` and `cutting.load`.
+
+    Returns
+    -------
+    DataFrame, indexed by failure mode
+        ``naive``, what is believed, and ``caught by``, in words with numbers; ``fooled`` and
+        ``caught`` (bool).
+    """
+    looks, refused = _misplaced(model, sae, fit.rival)
+    shallow, deep = (marks[f"structure.trap_fpr.same_chords{end}"] for end in (".chroma_only", ""))
+    read = cutting.surprises(cut["read"]) if len(cut["read"]) else None
+    found = planning.figures(planned)
+    far = {end: found.get(f"structure.auc.long{end}") for end in ("", ".naive")}
+    gain = found.get("structure.gain.long")
+    lines = [{
+        "mode": "misalignment",
+        "naive": f"one layer off, {looks:.0%} as many features fire: it looks alive",
+        "caught by": f"FVU {fit.fvu[fit.rival]:.3f} there and {fit.fvu[fit.layer]:.3f} at its own "
+                     f"layer, difference {fit.gap}; and the hook point refuses",
+        "fooled": looks > 0.5, "caught": bool(fit.gap.low > 0 and refused),
+    }, {
+        "mode": "shallow chroma",
+        "naive": f"similar chroma: {shallow.value:.0%} of windows in the trap of equal chords "
+                 "are called returns",
+        "caught by": f"melody: {deep.value:.0%}",
+        "fooled": shallow.value > 0.2, "caught": deep.value <= TRAPS * shallow.value,
+    }]  # fmt: skip
+    if read is not None:
+        mean = read[(read["condition"] == "mean layer") & (read["against"] == "baseline")]
+        of = {row["measure"]: _interval(row) for row in mean.to_dict("records")}
+        lines.append({
+            "mode": "entangled ablation",
+            "naive": "without the layer, bars that bring a motif back cost "
+                     f"{of['return'].value:+.2f} nats a code: the layer makes returns",
+            "caught by": f"bars that bring something new cost {of['new'].value:+.2f}; what is "
+                         f"left for returns alone is {of['gap']}",
+            "fooled": of["return"].low > 0,
+            "caught": bool(of["new"].low > 0 and abs(of["gap"].value) < of["return"].value / 3),
+        })  # fmt: skip
+    if gain is not None and far[".naive"] is not None:
+        lines.append({
+            "mode": "horizon confounding",
+            "naive": f"15 to 25 s ahead, AUC {far['.naive'].value:.2f} on rows not seen",
+            "caught by": f"on pieces not seen {far[''].value:.2f}; gain over the best confound "
+                         f"{gain}",
+            "fooled": far[".naive"].value > 0.7, "caught": bool(gain.low <= 0),
+        })  # fmt: skip
+    return pd.DataFrame(lines).set_index("mode")
+
+
+def _misplaced(model: Any, sae: SAE, layer: int) -> tuple[float, bool]:
+    """How alive an SAE looks at another layer, of its own; and whether its hook point refuses."""
+    own = sae.hook_point["layer"]
+    codes = model.encode([music.make(seed=SOME + i, seconds=5.0) for i in range(4)])
+    streams = trace.residuals(model, codes, [own, layer])
+    alive = {at: (sae.encode(x.flatten(0, 1)) > 0).any(0).sum().item() for at, x in streams.items()}
+    try:
+        sae.check(trace.HookPoint.of(model, layer))
+    except ValueError:
+        return alive[layer] / max(1, alive[own]), True
+    return alive[layer] / max(1, alive[own]), False
+
+
+def _interval(row: Mapping[str, Any]) -> Interval:
+    return Interval(row["value"], row["low"], row["high"], int(row["n"]))
+
+
 # -- one command for all of it ---------------------------------------------------------------------
 
 
@@ -277,6 +373,7 @@ def run(
     plan: planning.Plan | None = None,
     prefixes: tuple[int, int] = (64, 32),
     batch: int = 32,
+    published: Sequence[SAE] = (),
 ) -> dict[str, Any]:
     """Chapters 15 to 17 for any model: horizons, cuts with two SAEs, and the gates.
 
@@ -292,6 +389,9 @@ def run(
         How many continuations are cut with the first SAE, and with the second.
     batch : int
         Rows played at once.
+    published : sequence of SAE
+        Of different layers; the middle one is cut. Trained here, or those that ship, if left out.
+        The second one, of another seed, is always trained here.
 
     Returns
     -------
@@ -300,7 +400,7 @@ def run(
         a list of `Gate`.
     """
     folder, place = Path(folder), Path(folder) / model.fingerprint
-    saes, second = planning.dictionaries(model, place / "saes", data)
+    saes, second = planning.dictionaries(model, place / "saes", data, again=True, given=published)
     planned = planning.run(folder, model, plan or planning.Plan(), data, (saes, second))
     found = {"horizons": planned}
     for name, sae, chosen, n, seed in (
@@ -344,12 +444,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="nano")
     parser.add_argument("--data", default="", help="a folder of sounds, instead of composed pieces")
+    parser.add_argument(
+        "--sae", default="", help="folders of SAEs in SAELens' format, comma between; else our own"
+    )
     parser.add_argument("--folder", type=Path, default=Path("runs/structure/planning"))
     parser.add_argument("--batch", type=int, default=32)
     given = parser.parse_args(arguments)
     model = models.load(given.model)
-    found = run(model, given.folder, given.data, batch=given.batch)
-    ships = given.model == "nano" and not given.data
+    published = [load_saelens(one.strip(), model) for one in given.sae.split(",") if one.strip()]
+    found = run(model, given.folder, given.data, batch=given.batch, published=published)
+    ships = given.model == "nano" and not given.data and not published
     out = planning.TABLE.parent if ships else given.folder
     for name, path in (("horizons", planning.TABLE), ("cutting", cutting.TABLE),
                        ("second", cutting.SECOND)):  # fmt: skip

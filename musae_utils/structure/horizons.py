@@ -43,7 +43,12 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import torch
+from sklearn.decomposition import PCA
 from sklearn.feature_extraction.text import CountVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedKFold, cross_val_predict
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from threadpoolctl import threadpool_limits
 
 from musae_utils import stats, trace
@@ -62,8 +67,11 @@ PAST = 1.0  # seconds over which the model's features are averaged beside the la
 STEP = 2  # frames from one to the next of an SAE's average
 LOCAL = 2.0  # seconds that "local features" have heard
 LEAST = 6  # compositions: three in each half
+AXES = 16  # of each confound in all of them together
 RARE = 0.01  # share of rows from which a feature counts as one
 SHARD = 20  # pieces read at once
+#: Rows of one question. Those of one piece say much the same, and intervals are over pieces.
+ROWS = 1200
 
 
 # -- what is read ----------------------------------------------------------------------------------
@@ -396,11 +404,23 @@ def ask(
 
 
 def together(sources: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Sources that a question is asked of, with all confounds side by side."""
+    """Sources that a question is asked of, with all confounds side by side.
+
+    Of wide confounds `AXES` principal components each, or the widest would drown the others: seven
+    thousand features, and how often a motif has come back.
+    """
     known = ("residual", "SAE", CONTROL, "second SAE")
     kept = {n: x for n, x in sources.items() if n.startswith(known) or n in CONFOUNDS}
-    single = [np.asarray(x, np.float32) for n, x in kept.items() if n in CONFOUNDS[:-1]]
+    single = [_narrow(x) for n, x in kept.items() if n in CONFOUNDS[:-1]]
     return kept | {"all together": np.concatenate(single, axis=1)} if single else kept
+
+
+def _narrow(x: np.ndarray) -> np.ndarray:
+    x = np.asarray(x, np.float32)
+    if x.shape[1] <= AXES or len(x) <= AXES:
+        return x
+    scaled = StandardScaler().fit_transform(x)
+    return PCA(AXES, svd_solver="randomized", random_state=0).fit_transform(scaled)
 
 
 class _Marks:
@@ -494,7 +514,7 @@ def study(
     labels = table[horizon].to_numpy(float).copy()
     if rows is not None:
         labels[~rows] = np.nan
-    kept = balanced(labels, table["t"].to_numpy(), seed)
+    kept = balanced(labels, table["t"].to_numpy(), seed, ROWS)
     groups = table["name"].to_numpy()[kept]
     return ask(taken(sources, kept), labels[kept].astype(int), groups, seeds, model)
 
@@ -505,3 +525,25 @@ def taken(sources: dict[str, np.ndarray], rows: np.ndarray) -> dict[str, np.ndar
         name: np.asarray(x)[rows] for name, x in sources.items()
         if not name.startswith(("of ", "frame "))
     }  # fmt: skip
+
+
+def naive(sources: dict[str, np.ndarray], table: pd.DataFrame, horizon: str) -> float:
+    """AUC as it is easily had: rows of one piece on both sides of the split, and no rival.
+
+    Of the middle residual, on all rows, whatever the clock says. What it finds is the piece: rows
+    of one piece are alike, and so are their answers.
+
+    Parameters
+    ----------
+    sources, table
+        Of `read` and `pieces.rows`.
+    horizon : str
+    """
+    known = table[horizon].notna().to_numpy()
+    names = [name for name in sources if name.startswith("residual")]
+    x, labels = sources[names[len(names) // 2]][known], table[horizon].to_numpy()[known].astype(int)
+    _target(labels)
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
+    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    said = cross_val_predict(model, x.astype(np.float32), labels, cv=folds, method="predict_proba")
+    return float(stats.auc(said[:, 1:], labels.astype(bool)[:, None])[0, 0])

@@ -194,7 +194,7 @@ def grammar(score: Score, t: float, horizon: tuple[float, float]) -> float:
     bars = int(np.ceil((t + horizon[1]) / bar)) + 1
     total = back = 0.0
     for form in FORMS:
-        for weight, motifs in _written(form, per_section, bars):
+        for weight, motifs in _written(form, per_section, bars, len(known)):
             if _canonical(motifs[: len(known)]) != _canonical(known):
                 continue
             total += weight
@@ -202,18 +202,20 @@ def grammar(score: Score, t: float, horizon: tuple[float, float]) -> float:
     return back / total
 
 
-def _written(form: str, per_section: int, bars: int) -> Iterable[tuple[float, list]]:
-    """All ways in which a form may lay its motifs over bars, with their weights."""
+def _written(form: str, per_section: int, bars: int, known: int) -> Iterable[tuple[float, list]]:
+    """All ways in which a form may lay its motifs over bars, with their weights.
+
+    Sections that a through-composed piece has yet to begin bring nothing back whichever their
+    letters, so there one way stands for all.
+    """
     n = -(-bars // per_section)
     if form == "through":
         labels = list(range(n))
     else:
         labels = [FORMS[form][i % len(FORMS[form])] for i in range(n)]
     options = (BARS_THROUGH if form == "through" else BARS)[per_section]
-    # Sections of a through-composed piece bring nothing back, whichever their letters: one will do
-    # for those to come, but the letters heard so far must be found among the ways.
-    free = list(dict.fromkeys(labels))
-    some = free[:3] if form == "through" else free
+    some = list(dict.fromkeys(labels))
+    some = some[: -(-known // per_section)] if form == "through" else some
     for letters in itertools.product(options, repeat=len(some)):
         of = dict(zip(some, letters, strict=True))
         motifs = [
@@ -439,7 +441,9 @@ def rows(
     return table[table[list(horizons)].notna().any(axis=1)].reset_index(drop=True)
 
 
-def balanced(labels: np.ndarray, t: np.ndarray, seed: int = 0) -> np.ndarray:
+def balanced(
+    labels: np.ndarray, t: np.ndarray, seed: int = 0, most: int | None = None
+) -> np.ndarray:
     """Rows, drawn so that at every moment as many answers are yes as no.
 
     A stopwatch then knows nothing: returns are rare early in a piece and common later.
@@ -450,6 +454,9 @@ def balanced(labels: np.ndarray, t: np.ndarray, seed: int = 0) -> np.ndarray:
         0, 1 or NaN.
     t : array of shape (N,)
         Seconds.
+    seed : int
+    most : int, optional
+        About so many rows at most; moments keep their shares.
 
     Returns
     -------
@@ -462,9 +469,14 @@ def balanced(labels: np.ndarray, t: np.ndarray, seed: int = 0) -> np.ndarray:
     """
     labels, t = np.asarray(labels, float), np.asarray(t, float)
     rng, kept = np.random.default_rng(seed), []
-    for moment in np.unique(t):
-        yes, no = (np.flatnonzero((t == moment) & (labels == answer)) for answer in (1, 0))
-        n = min(len(yes), len(no))
+    both = [
+        [np.flatnonzero((t == moment) & (labels == answer)) for answer in (1, 0)]
+        for moment in np.unique(t)
+    ]
+    total = 2 * sum(min(map(len, each)) for each in both)
+    part = 1.0 if most is None or total <= most else most / total
+    for yes, no in both:
+        n = int(np.ceil(part * min(len(yes), len(no))))
         kept += [rng.choice(yes, n, replace=False), rng.choice(no, n, replace=False)]
     found = np.sort(np.concatenate(kept)).astype(int) if kept else np.array([], int)
     if not len(found):

@@ -22,6 +22,7 @@ Explained in notebooks/16_does_the_model_plan_ahead.ipynb.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import functools
 import time
@@ -31,6 +32,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from safetensors.numpy import load_file, save_file
 from tqdm import tqdm
 
@@ -41,7 +43,7 @@ from musae_utils.sae.presets import nano
 from musae_utils.sae.train import train
 from musae_utils.stats import Interval
 from musae_utils.structure import planted
-from musae_utils.structure.horizons import Answer, read, study
+from musae_utils.structure.horizons import ROWS, Answer, naive, read, study
 from musae_utils.structure.pieces import (
     HORIZONS,
     balanced,
@@ -74,8 +76,8 @@ class Plan:
     """
 
     composed: int = 400
-    own: int = 200
-    seeds: int = 3
+    own: int = 128
+    seeds: int = 2
     nothing: int = 40
     signals: int = 20
     leaks: int = 20
@@ -85,25 +87,41 @@ class Plan:
 # -- models and their SAEs -------------------------------------------------------------------------
 
 
-def dictionaries(model: Any, folder: Path, data: str = "") -> tuple[list[SAE], SAE]:
+def dictionaries(
+    model: Any, folder: Path, data: str = "", again: bool = False, given: Sequence[SAE] = ()
+) -> tuple[list[SAE], SAE | None]:
     """SAEs of an early, a middle and a late layer, and a second one of the middle layer.
 
-    Those that ship, or trained on composed music or a folder of sounds, in `folder`; the second
-    always is, from another seed.
+    Parameters
+    ----------
+    model : MusicModel
+    folder : Path
+        Where what does not ship is trained, on composed music or on `data`, and kept.
+    data : str
+        A folder of sounds.
+    again : bool
+        Train the second one, which differs from the first in its seed.
+    given : sequence of SAE
+        The first ones, if they are at hand; else those that ship, or trained here.
 
     Returns
     -------
-    list of SAE, SAE
+    list of SAE, SAE or None
     """
-    layers = shipped.layers(model)
+    given = sorted(given, key=lambda sae: sae.hook_point["layer"])
+    layers = [sae.hook_point["layer"] for sae in given] or shipped.layers(model)
+    if not again:
+        with contextlib.suppress(FileNotFoundError):
+            return given or [shipped.pretrained(model, layer) for layer in layers], None
     clips = data or music.make_many(shipped.CLIPS, shipped.SEED, shipped.SECONDS, "train")
     store = harvest(model, clips, layers, folder / "store")
-    saes = [shipped.pretrained(model, layer, store, folder) for layer in layers]
+    saes = given or [shipped.pretrained(model, layer, store, folder) for layer in layers]
+    if not again:
+        return saes, None
     layer = layers[len(layers) // 2]
     config = nano(d_in=model.dim, steps=shipped.STEPS, seed=1, **shipped.LEARNING)
     hook = store.hook_point(layer)
-    second = train(config, shipped.batches(store, layer), folder / "second", hook).sae
-    return saes, second
+    return saes, train(config, shipped.batches(store, layer), folder / "second", hook).sae
 
 
 # -- questions -------------------------------------------------------------------------------------
@@ -115,8 +133,8 @@ def asked(sources: dict[str, np.ndarray], table: pd.DataFrame, what: str, seeds:
     Returns
     -------
     list of dict
-        ``pieces``, ``rows``, ``horizon``, and the fields of `Answer`; where nothing could be asked
-        ``why`` instead.
+        ``pieces``, ``rows``, ``horizon``, and the fields of `Answer`; of all rows also
+        ``naive``, the AUC of `horizons.naive`; where nothing could be asked ``why`` instead.
     """
     found = []
     for horizon in HORIZONS:
@@ -134,9 +152,11 @@ def asked(sources: dict[str, np.ndarray], table: pd.DataFrame, what: str, seeds:
                 found.append(line | {"why": str(error)})
                 continue
             line |= _told(answer)
+            if name == "all":
+                line["naive"] = naive(sources, table, horizon)
             if np.isfinite(rules).any():
                 line["auc"]["grammar"] = list(_oracle(rules, labels, table))
-            if "second SAE" in sources:
+            if "second SAE" in sources and name == "all":
                 again = study(sources, table, horizon, some, seeds, model=["second SAE"])
                 line |= {"second gain": list(again.gain)}
                 line["auc"]["second SAE"] = list(again.auc["second SAE"])
@@ -146,7 +166,7 @@ def asked(sources: dict[str, np.ndarray], table: pd.DataFrame, what: str, seeds:
 
 def _oracle(rules: np.ndarray, labels: np.ndarray, table: pd.DataFrame) -> Interval:
     """AUC of the composer's rules, on the rows that `study` draws."""
-    kept = balanced(labels, table["t"].to_numpy())
+    kept = balanced(labels, table["t"].to_numpy(), 0, ROWS)
     truth = labels[kept].astype(bool)[:, None]
     names = table["name"].to_numpy()[kept]
     value, influence = stats.grouped_auc(rules[kept][:, None], truth, names)
@@ -215,6 +235,19 @@ def circuit(
     }  # fmt: skip
 
 
+def _alike(sae: SAE, features: Sequence[int], other: SAE, avoid: Sequence[int]) -> dict:
+    """Of another SAE the features that point most like given ones, each once; with the cosines."""
+    a, b = (torch.nn.functional.normalize(x.W_dec.detach().float(), dim=1) for x in (sae, other))
+    cosines = a[list(features)] @ b.T
+    cosines[:, list(avoid)] = -2
+    found, sure = [], []
+    for row in cosines:
+        row[found] = -2
+        found.append(int(row.argmax()))
+        sure.append(float(row.max()))
+    return {"local": found, "likeness": sure}
+
+
 # -- the run ---------------------------------------------------------------------------------------
 
 
@@ -242,7 +275,7 @@ def run(
 
     began, model = time.monotonic(), model or models.load("nano")
     folder = Path(folder) / model.fingerprint
-    saes, second = saes or dictionaries(model, folder / "saes", data)
+    saes, second = saes or dictionaries(model, folder / "saes", data, again=True)
     middle = f"SAE {saes[len(saes) // 2].hook_point['layer']}"
     config = {"data": str(data), "own": OWN, "plan": dataclasses.asdict(plan)}
     with runs.Run(folder / "horizons", config, fingerprints=fingerprints()) as desk:
@@ -259,10 +292,13 @@ def run(
             model, saes, first, table, second, lambda name, make: keep(f"{what}-{name}", make),
             bar(f"reading {what} pieces"),
         )  # fmt: skip
-        found = asked(sources, table, what, plan.seeds)
         chosen = circuit(sources, table, middle, n=plan.circuit)
         chosen["second"] = circuit(sources, table, "second SAE", n=plan.circuit)
+        # Local features were read with the first SAE: of the second, those that point alike.
+        first_sae, theirs = saes[len(saes) // 2], chosen["second"]["features"]
+        chosen["second"] |= _alike(first_sae, chosen["local"], second, theirs)
         desk.save("circuit.json", functools.partial(runs.save_json, value=chosen))
+        found = _answers(desk, sources, table, what, plan.seeds)
         tests = _tests(sources, table, saes[len(saes) // 2], plan, desk)
         mine = played(
             model, plan.own, SEED + 10_000, **OWN, codes=functools.partial(_codes, keep),
@@ -273,7 +309,7 @@ def run(
             model, saes, mine, line, second, lambda name, make: keep(f"own-{name}", make),
             bar("reading its own music"),
         )  # fmt: skip
-        found += asked(heard, line, "own", plan.seeds)
+        found += _answers(desk, heard, line, "own", plan.seeds)
     return {
         "provenance": {
             "model": model.fingerprint, "name": model.name, "data": str(data), "seed": SEED,
@@ -283,6 +319,15 @@ def run(
         },
         "answers": found, "circuit": chosen, **tests,
     }  # fmt: skip
+
+
+def _answers(desk: runs.Run, sources, table, what: str, seeds: int) -> list[dict]:
+    """`asked`, once."""
+    name = f"answers-{what}.json"
+    if not desk.has(name):
+        found = asked(sources, table, what, seeds)
+        desk.save(name, functools.partial(runs.save_json, value=found))
+    return runs.load_json(desk.path(name))
 
 
 def _keep(desk: runs.Run, name: str, make: Callable[[], dict]) -> dict:
@@ -354,6 +399,10 @@ def figures(kept: dict) -> dict[str, Interval]:
         name = f"{part}{line['horizon']}"
         made[f"structure.gain.{name}"] = Interval(*line["gain"])
         made[f"structure.auc.{name}"] = Interval(*line["auc"]["best of the model"])
+        if np.isfinite(line.get("naive", np.nan)):
+            made[f"structure.auc.{name}.naive"] = Interval(
+                line["naive"], np.nan, np.nan, int(line["n"])
+            )
         made[f"structure.auc.{name}.confound"] = Interval(*line["auc"]["best confound"])
         if "grammar" in line["auc"]:
             made[f"structure.auc.{name}.grammar"] = Interval(*line["auc"]["grammar"])
@@ -379,7 +428,7 @@ def _power80(signals: pd.DataFrame) -> Interval:
     x, y = signals["strength"].to_numpy(float), signals["go"].to_numpy(bool)
     rng = np.random.default_rng(0)
     drawn = []
-    for _ in range(500):
+    for _ in range(200):
         some = np.concatenate([
             rng.choice(np.flatnonzero(x == s), int((x == s).sum())) for s in np.unique(x)
         ])  # fmt: skip

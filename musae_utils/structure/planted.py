@@ -20,6 +20,7 @@ from sklearn.linear_model import LogisticRegression
 
 from musae_utils.sae import SAE
 from musae_utils.structure.horizons import (
+    ROWS,
     SIMPLE,
     Answer,
     Halves,
@@ -95,7 +96,7 @@ def searched(
         Of the exchange, the direction and the rows.
     """
     labels = exchanged(table, horizon, seed)
-    kept = balanced(labels, table["t"].to_numpy(), seed)
+    kept = balanced(labels, table["t"].to_numpy(), seed, ROWS)
     answers = labels[kept].astype(int)
     part = taken(sources, kept)
     if strength:
