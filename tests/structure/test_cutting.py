@@ -474,10 +474,12 @@ def test_outcomes_have_a_line_for_all_that_was_played_and_go_on(nano, shown, tmp
     assert table["returns.long"].isna().all()  # 4 s follow the prefix
     monkeypatch.setattr(cutting, "_listen", None)
     pd.testing.assert_frame_equal(cutting.outcomes(nano, some, was, folder=tmp_path), table)
-    far = cutting.fad(nano, some, was, folder=tmp_path, n=5)
+    far = cutting.fad(nano, some, was, folder=tmp_path)
     assert {*far} == {"ablate", "random 0", "random 1", "original"}
     assert far["random 1"].value == pytest.approx(0, abs=1e-3)
     assert far["ablate"].value > 0.1
+    for one in far.values():
+        assert 0 <= one.low <= one.value + 1e-6 and one.value <= one.high and one.n == 2
     with pytest.raises(ValueError, match="played is of 2 prefixes, and 1 are given"):
         cutting.outcomes(nano, some[:1], was)
 
