@@ -1,8 +1,9 @@
 """Does the model plan ahead? The whole question, asked of many pieces and kept.
 
-``python -m musae_utils.structure.planning`` reads composed pieces and the model's own music, asks
-who foretells returns at three horizons, and tests the method on what is planted; it can be stopped
-and taken up again. ``--model`` and ``--data`` ask it of another MusicGen and of recordings.
+`run` reads composed pieces and the model's own music, asks who foretells returns at three horizons,
+and tests the method on what is planted; it can be stopped and taken up again. The command of
+`musae_utils.structure.gates` (``make structure``) calls it, also for another MusicGen and for
+recordings; `load` reads what it kept.
 
 =============  =====================================================================================
 composed       held-out compositions, of which the model reads the first 15 s: all rows
@@ -21,7 +22,6 @@ Explained in notebooks/16_does_the_model_plan_ahead.ipynb.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import dataclasses
 import functools
@@ -300,16 +300,18 @@ def run(
         desk.save("circuit.json", functools.partial(runs.save_json, value=chosen))
         found = _answers(desk, sources, table, what, plan.seeds)
         tests = _tests(sources, table, saes[len(saes) // 2], plan, desk)
-        mine = played(
-            model, plan.own, SEED + 10_000, **OWN, codes=functools.partial(_codes, keep),
-            progress=bar("playing"),
-        )  # fmt: skip
-        line = rows(mine, model.frame_rate, first=OWN["prefix"])
-        heard = read(
-            model, saes, mine, line, second, lambda name, make: keep(f"own-{name}", make),
-            bar("reading its own music"),
-        )  # fmt: skip
-        found += _answers(desk, heard, line, "own", plan.seeds)
+        mine = []
+        if plan.own:
+            mine = played(
+                model, plan.own, SEED + 10_000, **OWN, codes=functools.partial(_codes, keep),
+                progress=bar("playing"),
+            )  # fmt: skip
+            line = rows(mine, model.frame_rate, first=OWN["prefix"])
+            heard = read(
+                model, saes, mine, line, second, lambda name, make: keep(f"own-{name}", make),
+                bar("reading its own music"),
+            )  # fmt: skip
+            found += _answers(desk, heard, line, "own", plan.seeds)
     return {
         "provenance": {
             "model": model.fingerprint, "name": model.name, "data": str(data), "seed": SEED,
@@ -370,7 +372,7 @@ def load(path: Path = TABLE) -> dict:
     """What the command kept; ``answers``, ``signals`` and ``leaks`` as DataFrames."""
     if not Path(path).exists():
         raise FileNotFoundError(
-            f"{path} is missing: python -m musae_utils.structure.planning makes it."
+            f"{path} is missing: python -m musae_utils.structure.gates makes it."
         )
     return opened(runs.load_json(path))
 
@@ -437,23 +439,6 @@ def _power80(signals: pd.DataFrame) -> Interval:
     return Interval(planted.power80(x, y), float(low), float(high), len(x))
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--folder", type=Path, default=Path("runs/structure/planning"))
-    parser.add_argument("--model", default="nano")
-    parser.add_argument("--data", default="", help="a folder of sounds, instead of composed pieces")
-    parser.add_argument("--out", type=Path, help="where to; the shipped table for the nano model")
-    given = parser.parse_args(arguments)
-    out = given.out or (TABLE if given.model == "nano" and not given.data else None)
-    out = out or given.folder / "horizons.json"
-    found = run(given.folder, models.load(given.model), data=given.data)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    runs.save_json(out, rounded(found))
-    print(f"{out}: {out.stat().st_size / 1e3:.0f} KB")
-    for name, one in figures(load(out)).items():
-        print(f"{name:44} {one}")
-
-
 def rounded(value: Any) -> Any:
     """Numbers with four digits, wherever they are."""
     if isinstance(value, dict):
@@ -461,7 +446,3 @@ def rounded(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [rounded(one) for one in value]
     return float(f"{value:.4g}") if isinstance(value, float) else value
-
-
-if __name__ == "__main__":
-    main()
