@@ -44,7 +44,6 @@ and goes on where it was stopped. Explained in notebooks/17_cutting_the_circuit.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import itertools
@@ -60,12 +59,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 
-from musae_utils import models, music, runs, stats, trace
+from musae_utils import music, runs, stats, trace
 from musae_utils.labels.examples import of_sounds
 from musae_utils.models import MusicModel
 from musae_utils.music import measure
 from musae_utils.music.clip import Clip
-from musae_utils.sae import SAE, shipped
+from musae_utils.sae import SAE
 from musae_utils.stats import Interval
 from musae_utils.steering import Knob, Patch, edits, outcome
 from musae_utils.steering.sweeps import _hash
@@ -1007,6 +1006,13 @@ def _embedded(audio: np.ndarray, sample_rate: int, start: float) -> np.ndarray:
 # -- what it means ---------------------------------------------------------------------------------
 
 
+def askable(table: pd.DataFrame) -> list[str]:
+    """Windows in which some continuations bring a motif back and others do not."""
+    played = table[~table["condition"].isin(REFERENCES)]
+    answers = {name: played.get(f"returns.{name}", pd.Series(dtype=float)) for name in WINDOWS}
+    return [name for name, each in answers.items() if each.dropna().nunique() > 1]
+
+
 def effects(table: pd.DataFrame, windows: Sequence[str] | None = None) -> dict[str, pd.DataFrame]:
     """What each condition changed, over prefixes.
 
@@ -1203,7 +1209,7 @@ def load(path: Path = TABLE) -> dict:
     """What the command kept: provenance, ``rows`` (`outcomes`), ``read`` (`expected`), ``fad``."""
     if not Path(path).exists():
         raise FileNotFoundError(
-            f"{path} is missing: python -m musae_utils.structure.cutting makes it."
+            f"{path} is missing: python -m musae_utils.structure.gates makes it."
         )
     return opened(runs.load_json(path))
 
@@ -1226,7 +1232,7 @@ def figures(kept: dict) -> dict[str, Interval]:
     of `surprises`, in nats. Intervals over compositions.
     """
     table, made = kept["rows"], {}
-    found = effects(table)
+    found = effects(table, askable(table))
     for row in found["returns"].to_dict("records"):
         if row["outcome"] == "returns":
             name = f"structure.ablation.{_spelled(row['condition'])}.{row['window']}"
@@ -1243,7 +1249,7 @@ def figures(kept: dict) -> dict[str, Interval]:
         name += "" if row["against"] == "baseline" else f".against_{row['against']}"
         made[name] = _interval(row)
     for condition, part in table.groupby("condition", sort=False):
-        for window in dict.fromkeys(found["returns"]["window"]):
+        for window in WINDOWS:
             mine = part[["prefix", f"returns.{window}"]].dropna()
             made[f"structure.ablation.rate.{_spelled(condition)}.{window}"] = stats.bootstrap(
                 mine[f"returns.{window}"].to_numpy(), groups=mine["prefix"]
@@ -1305,49 +1311,3 @@ def run(
         "read": read.drop(columns="name").round(4).to_dict("list"),
         "fad": {name: [*(round(x, 6) for x in one[:3]), one.n] for name, one in far.items()},
     }  # fmt: skip
-
-
-def features_of(path: Path) -> dict:
-    """Features from a JSON file: ``features``, ``local`` and, if not 3, ``layer``.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        There is no such file, or it does not list both.
-    """
-    kept = runs.load_json(path)
-    for name in ("features", "local"):
-        if not isinstance(kept, dict) or not isinstance(kept.get(name), list) or not kept[name]:
-            raise ValueError(
-                f'{path} is to hold {{"features": [...], "local": [...], "layer": 3}}: the numbers '
-                f"of features of one SAE. Its {name!r} is missing or no list."
-            )
-    return {"layer": 3} | kept
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--features", type=Path, default=Path("runs/features.json"))
-    parser.add_argument("--folder", type=Path, default=Path("runs/structure/cutting"))
-    parser.add_argument("--prefixes", type=int, default=64)
-    parser.add_argument("--batch", type=int, default=32)
-    parser.add_argument("--out", type=Path, default=TABLE)
-    asked = parser.parse_args()
-    chosen, model = features_of(asked.features), models.load("nano")
-    sae = shipped.pretrained(model, chosen["layer"])
-    given = prefixes(model, asked.prefixes)
-    kept = run(
-        model, sae, chosen["features"], chosen["local"], given, asked.folder, batch=asked.batch
-    )
-    asked.out.parent.mkdir(parents=True, exist_ok=True)
-    runs.save_json(asked.out, kept)
-    print(f"{asked.out}: {asked.out.stat().st_size / 1e3:.0f} KB")
-    for name, one in figures(load(asked.out)).items():
-        print(f"{name:60} {one}")
-    found = effects(load(asked.out)["rows"])
-    for by in ("returns", "probability"):
-        print(verdict(found, by=by))
-
-
-if __name__ == "__main__":
-    main()

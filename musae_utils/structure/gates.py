@@ -305,7 +305,8 @@ def failures(
         ``caught`` (bool).
     """
     looks, refused = _misplaced(model, sae, fit.rival)
-    shallow, deep = (marks[f"structure.trap_fpr.same_chords{end}"] for end in (".chroma_only", ""))
+    shallow, deep = (marks[f"structure.trap_fpr{end}"] for end in (".chroma_only", ""))
+    ratio = marks["structure.trap_fpr_ratio"]
     read = cutting.surprises(cut["read"]) if len(cut["read"]) else None
     found = planning.figures(planned)
     far = {end: found.get(f"structure.auc.long{end}") for end in ("", ".naive")}
@@ -318,10 +319,10 @@ def failures(
         "fooled": looks > 0.5, "caught": bool(fit.gap.low > 0 and refused),
     }, {
         "mode": "shallow chroma",
-        "naive": f"similar chroma: {shallow.value:.0%} of windows in the trap of equal chords "
+        "naive": f"similar chroma: in traps where nothing returns, {shallow.value:.0%} of windows "
                  "are called returns",
-        "caught by": f"melody: {deep.value:.0%}",
-        "fooled": shallow.value > 0.2, "caught": deep.value <= TRAPS * shallow.value,
+        "caught by": f"asking for the melody: {deep.value:.0%}, a ratio of {ratio}",
+        "fooled": shallow.value > 0.2, "caught": ratio.value <= TRAPS,
     }]  # fmt: skip
     if read is not None:
         mean = read[(read["condition"] == "mean layer") & (read["against"] == "baseline")]
@@ -447,7 +448,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--sae", default="", help="folders of SAEs in SAELens' format, comma between; else our own"
     )
-    parser.add_argument("--folder", type=Path, default=Path("runs/structure/planning"))
+    parser.add_argument("--folder", type=Path, default=Path("runs/structure"))
     parser.add_argument("--batch", type=int, default=32)
     given = parser.parse_args(arguments)
     model = models.load(given.model)

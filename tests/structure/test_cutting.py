@@ -1,7 +1,6 @@
 """Cuts: controls that are controls, rows that differ by the edit alone, honest verdicts."""
 
 import dataclasses
-import json
 
 import numpy as np
 import pandas as pd
@@ -636,6 +635,16 @@ def test_what_cannot_be_compared_is_said():
         cutting.verdict(cutting.effects(alone))
 
 
+def test_windows_without_two_answers_are_left_out_where_nobody_asked_for_them():
+    table = a_table().assign(**{"returns.short": 0.0})
+    assert cutting.askable(table) == ["middle", "long"]
+    found = cutting.effects(table, cutting.askable(table))
+    assert {*found["returns"]["window"]} == {"middle", "long"}
+    nowhere = table.assign(**{f"returns.{name}": 0.0 for name in cutting.WINDOWS})
+    assert cutting.askable(nowhere) == []
+    assert len(cutting.effects(nowhere, [])["quality"]) > 0, "quality is told all the same"
+
+
 def test_references_are_heard_and_no_part_of_what_was_played():
     table = a_table(rates={"original": 0.9, "stranger": 0.1})
     found = cutting.effects(table)["returns"]
@@ -676,20 +685,8 @@ def test_a_kept_table_gives_its_figures(tmp_path):
     assert of("expected.gap.ablate.against_local").value == pytest.approx(1)
     unread = cutting.opened(kept | {"read": {}})
     assert {*cutting.figures(unread)} == {name for name in found if ".expected." not in name}
-    with pytest.raises(FileNotFoundError, match=r"structure\.cutting makes it"):
+    with pytest.raises(FileNotFoundError, match=r"structure\.gates makes it"):
         cutting.load(tmp_path / "none.json")
-
-
-def test_features_come_from_a_file_that_names_both_lists(tmp_path):
-    path = tmp_path / "features.json"
-    path.write_text(json.dumps({"features": [1], "local": [2]}))
-    assert cutting.features_of(path) == {"layer": 3, "features": [1], "local": [2]}
-    for wrong in ({"features": [1]}, {"features": [], "local": [2]}, [1, 2]):
-        path.write_text(json.dumps(wrong))
-        with pytest.raises(ValueError, match="is missing or no list"):
-            cutting.features_of(path)
-    with pytest.raises(FileNotFoundError):
-        cutting.features_of(tmp_path / "none.json")
 
 
 @pytest.mark.slow
