@@ -38,8 +38,8 @@ A model that seldom brings a motif back leaves a cut little to take away. `expec
 of music in which motifs do return: reading a composition on from its prefix, does the cut make the
 bars that bring a motif back less likely, by more than the bars that bring something new?
 
-``python -m musae_utils.structure.cutting`` plays and marks all of it for features named in a file,
-and goes on where it was stopped. Explained in notebooks/17_cutting_the_circuit.ipynb.
+`run` plays and marks all of it, and goes on where it was stopped; the command of
+`musae_utils.structure.gates` calls it. Explained in notebooks/17_cutting_the_circuit.ipynb.
 """
 
 from __future__ import annotations
