@@ -1221,8 +1221,10 @@ def opened(kept: dict) -> dict:
     return kept | tables | {"fad": distances}
 
 
-def figures(kept: dict) -> dict[str, Interval]:
+def figures(kept: dict, found: dict | None = None) -> dict[str, Interval]:
     """The headlines of a table that `load` gave, by their names on the scoreboard.
+
+    `found` are its `effects`, if they are at hand: they take seconds.
 
     ``structure.ablation.<condition>.<window>``: difference of the share of continuations in which a
     motif returns from the baseline's, with ``.against_random`` and ``.against_local`` behind for
@@ -1232,7 +1234,7 @@ def figures(kept: dict) -> dict[str, Interval]:
     of `surprises`, in nats. Intervals over compositions.
     """
     table, made = kept["rows"], {}
-    found = effects(table, askable(table))
+    found = found or effects(table, askable(table))
     for row in found["returns"].to_dict("records"):
         if row["outcome"] == "returns":
             name = f"structure.ablation.{_spelled(row['condition'])}.{row['window']}"
