@@ -99,7 +99,7 @@ def labels(figures: Mapping[str, Interval]) -> Gate:
     marks = {kind: figures[f"structure.label_f1.{kind}"] for kind in F1}
     ratio = figures["structure.trap_fpr_ratio"]
     short = [kind for kind, goal in F1.items() if marks[kind].value < goal]
-    go = not short and ratio.value <= TRAPS
+    go = bool(not short and ratio.value <= TRAPS)
     said = ", ".join(f"{kind} {one.value:.2f}" for kind, one in marks.items())
     says = f"F1 by kind: {said}; false positives in traps {ratio.value:.2f} of chroma's."
     if short:
@@ -173,7 +173,7 @@ def causality(kept: Mapping[str, Any], window: str = "long") -> Gate:
             f"{rates['stranger']:.0%} of a stranger's, where it is chance."
         )
     return Gate(
-        "causality", found["selective"], says, evidence,
+        "causality", bool(found["selective"]), says, evidence,
         "Less recurrence than under random and local cuts, with quality shown to be the same; "
         "which takes a model that brings motifs back to begin with.",
     )  # fmt: skip
@@ -253,7 +253,7 @@ def decide(fit: Fit, marks: Mapping, planned: Mapping, cut: Mapping, again: Mapp
 
 def as_json(gates: Sequence[Gate]) -> list[dict]:
     """Gates for a machine: plain dicts, intervals as lists of value, low, high, n."""
-    plain = lambda x: list(x) if isinstance(x, Interval) else x  # noqa: E731
+    plain = lambda x: [float(v) for v in x] if isinstance(x, Interval) else float(x)  # noqa: E731
     return [
         dataclasses.asdict(gate)
         | {"evidence": {name: plain(one) for name, one in gate.evidence.items()}}

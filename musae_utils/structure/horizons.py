@@ -538,12 +538,20 @@ def naive(sources: dict[str, np.ndarray], table: pd.DataFrame, horizon: str) -> 
     sources, table
         Of `read` and `pieces.rows`.
     horizon : str
+
+    Returns
+    -------
+    float
+        NaN where a single row has one of the answers.
     """
     known = table[horizon].notna().to_numpy()
     names = [name for name in sources if name.startswith("residual")]
     x, labels = sources[names[len(names) // 2]][known], table[horizon].to_numpy()[known].astype(int)
     _target(labels)
+    least = int(np.bincount(labels).min())
+    if least < 2:
+        return float("nan")
     model = make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=500))
-    folds = StratifiedKFold(5, shuffle=True, random_state=0)
+    folds = StratifiedKFold(min(5, least), shuffle=True, random_state=0)
     said = cross_val_predict(model, x.astype(np.float32), labels, cv=folds, method="predict_proba")
     return float(stats.auc(said[:, 1:], labels.astype(bool)[:, None])[0, 0])

@@ -185,6 +185,24 @@ def _told(answer: Answer) -> dict:
     }  # fmt: skip
 
 
+def farthest(table: pd.DataFrame) -> str:
+    """The farthest horizon at which pieces say both yes and no at some moment.
+
+    Raises
+    ------
+    ValueError
+        There is none: all pieces are alike, or too short.
+    """
+    for horizon in reversed(HORIZONS):
+        with contextlib.suppress(ValueError):
+            balanced(table[horizon].to_numpy(float), table["t"].to_numpy())
+            return horizon
+    raise ValueError(
+        f"Of {table['name'].nunique()} pieces none has, at the same moment as another, a different "
+        "answer at any horizon: there is nothing to foretell. Give more music, or longer."
+    )
+
+
 def circuit(
     sources: dict[str, np.ndarray],
     table: pd.DataFrame,
@@ -292,14 +310,15 @@ def run(
             model, saes, first, table, second, lambda name, make: keep(f"{what}-{name}", make),
             bar(f"reading {what} pieces"),
         )  # fmt: skip
-        chosen = circuit(sources, table, middle, n=plan.circuit)
-        chosen["second"] = circuit(sources, table, "second SAE", n=plan.circuit)
+        far = farthest(table)
+        chosen = circuit(sources, table, middle, far, plan.circuit)
+        chosen["second"] = circuit(sources, table, "second SAE", far, plan.circuit)
         # Local features were read with the first SAE: of the second, those that point alike.
         first_sae, theirs = saes[len(saes) // 2], chosen["second"]["features"]
         chosen["second"] |= _alike(first_sae, chosen["local"], second, theirs)
         desk.save("circuit.json", functools.partial(runs.save_json, value=chosen))
         found = _answers(desk, sources, table, what, plan.seeds)
-        tests = _tests(sources, table, saes[len(saes) // 2], plan, desk)
+        tests = _tests(sources, table, far, saes[len(saes) // 2], plan, desk)
         mine = []
         if plan.own:
             mine = played(
@@ -344,9 +363,8 @@ def _codes(keep: Callable, number: int, play: Callable[[], np.ndarray]) -> np.nd
     return keep(f"played-{number:04d}", lambda: {"codes": play().astype(np.int32)})["codes"]
 
 
-def _tests(sources, table, sae: SAE, plan: Plan, desk: runs.Run) -> dict:
+def _tests(sources, table, horizon: str, sae: SAE, plan: Plan, desk: runs.Run) -> dict:
     """The method on what was planted, kept run by run."""
-    horizon = "long" if table["long"].notna().any() else "short"
     jobs: list[tuple[float, int]] = [(0.0, seed) for seed in range(plan.nothing)]
     jobs += [(strength, 1000 + seed) for strength in STRENGTHS for seed in range(plan.signals)]
     done = {(line["strength"], line["seed"]): line for line in desk.metrics()}
@@ -435,7 +453,8 @@ def _power80(signals: pd.DataFrame) -> Interval:
             rng.choice(np.flatnonzero(x == s), int((x == s).sum())) for s in np.unique(x)
         ])  # fmt: skip
         drawn.append(planted.power80(x[some], y[some]))
-    low, high = np.nanpercentile(drawn, [2.5, 97.5])
+    drawn = np.array(drawn)[np.isfinite(drawn)]
+    low, high = np.percentile(drawn, [2.5, 97.5]) if len(drawn) else (np.nan, np.nan)
     return Interval(planted.power80(x, y), float(low), float(high), len(x))
 
 

@@ -5,7 +5,10 @@ import json
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 
+from musae_utils import models, music
+from musae_utils.sae import shipped
 from musae_utils.sae.files import Fit
 from musae_utils.stats import Interval
 from musae_utils.structure import cutting, gates, planning
@@ -132,3 +135,26 @@ def test_failure_modes_count_what_fooled_and_was_caught():
     figures = gates.figures(decided, fooled)
     assert figures["structure.failure_modes"].value == pytest.approx(1 / 3)
     assert figures["structure.gates"].value == 1.0
+
+
+@pytest.mark.slow
+def test_one_command_goes_from_a_folder_of_sounds_to_gates(tmp_path, monkeypatch, capsys):
+    """Chapters 15 to 17 on recordings, small: nobody says what returns in them."""
+    forms = ("variations", "through", "AABA")
+    for i in range(12):
+        clip = music.make(seed=1_000_795_000 + i, form=forms[i % 3], seconds=14.0)
+        soundfile.write(tmp_path / f"take {i}.wav", clip.audio, clip.sample_rate)
+    plan = planning.Plan(own=0, seeds=1, nothing=1, signals=1, leaks=1, circuit=3)
+    monkeypatch.setattr(planning, "STRENGTHS", (3.0,))
+    monkeypatch.setattr(gates, "SECONDS", 14.0)
+    monkeypatch.setattr(shipped, "STEPS", 40)
+    model = models.load("nano")
+    published = [shipped.pretrained(model, layer) for layer in (1, 3)]
+    found = gates.run(model, tmp_path / "run", str(tmp_path), plan, (2, 2), 16, published=published)
+    assert [one.name for one in found["gates"]] == [
+        "alignment", "labels", "horizon", "causality", "replication"
+    ]  # fmt: skip
+    assert found["horizons"]["provenance"]["pieces"] == {"recordings": 12, "own": 0}
+    assert found["cutting"]["provenance"]["layer"] == 3
+    json.dumps(gates.as_json(found["gates"]))
+    assert "could not be asked" in found["gates"][2].says, "14 s have no long horizon"
