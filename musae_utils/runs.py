@@ -194,6 +194,13 @@ def is_whole(tensor: Any) -> bool:
     )
 
 
+def load_made(path: str | Path, command: str) -> Any:
+    """`load_json` of a table that a command makes; the error where it is missing names that."""
+    if not Path(path).exists():
+        raise FileNotFoundError(f"{path} is missing: {command} makes it.")
+    return load_json(path)
+
+
 def sha256(path: str | Path) -> str:
     """Return the SHA-256 of a file as 64 hexadecimal digits."""
     with open(path, "rb") as file:

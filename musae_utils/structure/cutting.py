@@ -1207,11 +1207,7 @@ def verdict(
 
 def load(path: Path = TABLE) -> dict:
     """What the command kept: provenance, ``rows`` (`outcomes`), ``read`` (`expected`), ``fad``."""
-    if not Path(path).exists():
-        raise FileNotFoundError(
-            f"{path} is missing: python -m musae_utils.structure.gates makes it."
-        )
-    return opened(runs.load_json(path))
+    return opened(runs.load_made(path, "python -m musae_utils.structure.gates"))
 
 
 def opened(kept: dict) -> dict:

@@ -41,6 +41,7 @@ TRAPS = 1 / 3  # false positives in traps, of those of chroma alone
 FALSE = 0.05  # share of runs without a signal in which the method may say go
 UNEXPLAINED = 0.5  # of the variance, at the SAE's own layer
 SECONDS = 30.0  # of a continuation with its prefix
+REPEATED = ("baseline", "ablate", "random", "local")  # conditions with the second SAE
 SOME = 1_000_720_000  # held-out compositions that an SAE is looked at on
 
 
@@ -326,7 +327,7 @@ def failures(
     }]  # fmt: skip
     if read is not None:
         mean = read[(read["condition"] == "mean layer") & (read["against"] == "baseline")]
-        of = {row["measure"]: _interval(row) for row in mean.to_dict("records")}
+        of = {row["measure"]: cutting._interval(row) for row in mean.to_dict("records")}
         lines.append({
             "mode": "entangled ablation",
             "naive": "without the layer, bars that bring a motif back cost "
@@ -358,10 +359,6 @@ def _misplaced(model: Any, sae: SAE, layer: int) -> tuple[float, bool]:
     except ValueError:
         return alive[layer] / max(1, alive[own]), True
     return alive[layer] / max(1, alive[own]), False
-
-
-def _interval(row: Mapping[str, Any]) -> Interval:
-    return Interval(row["value"], row["low"], row["high"], int(row["n"]))
 
 
 # -- one command for all of it ---------------------------------------------------------------------
@@ -419,26 +416,11 @@ def run(
             conditions=conditions,
         )  # fmt: skip
     fit = verify(saes[len(saes) // 2], model)
-    return found | {"fit": fit, "gates": _from(found, fit)}
-
-
-REPEATED = ("baseline", "ablate", "random", "local")  # conditions with the second SAE
-
-
-def _from(found: Mapping[str, Any], fit: Fit) -> list[Gate]:
-    """Gates from tables as `run` has them."""
-    return decide(
-        fit, returns.figures(returns.load()), planning.opened(found["horizons"]),
+    decided = decide(
+        fit, returns.figures(returns.load()), planning.opened(planned),
         cutting.opened(found["cutting"]), cutting.opened(found["second"]),
     )  # fmt: skip
-
-
-def kept(model: Any, sae: SAE) -> list[Gate]:
-    """The shipped nano model's gates, from the kept tables and a fresh look at the SAE."""
-    return decide(
-        verify(sae, model), returns.figures(returns.load()), planning.load(), cutting.load(),
-        cutting.load(cutting.SECOND),
-    )  # fmt: skip
+    return found | {"fit": fit, "gates": decided}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

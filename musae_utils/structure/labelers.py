@@ -168,11 +168,7 @@ def labeler(name: str = "combined", path: Path = TABLE) -> Labeler:
     """
     from musae_utils.labels.ears import fingerprints
 
-    if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is missing: python -m musae_utils.structure.returns makes it."
-        )
-    kept = runs.load_json(path)
+    kept = runs.load_made(path, "python -m musae_utils.structure.returns")
     if name not in kept["labelers"]:
         raise ValueError(f"There is no labeler {name!r}; there are {', '.join(kept['labelers'])}.")
     now = fingerprints()

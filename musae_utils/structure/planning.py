@@ -388,11 +388,7 @@ def _tests(sources, table, horizon: str, sae: SAE, plan: Plan, desk: runs.Run) -
 
 def load(path: Path = TABLE) -> dict:
     """What the command kept; ``answers``, ``signals`` and ``leaks`` as DataFrames."""
-    if not Path(path).exists():
-        raise FileNotFoundError(
-            f"{path} is missing: python -m musae_utils.structure.gates makes it."
-        )
-    return opened(runs.load_json(path))
+    return opened(runs.load_made(path, "python -m musae_utils.structure.gates"))
 
 
 def opened(kept: dict) -> dict:

@@ -267,11 +267,7 @@ def _family(piece: str) -> str:
 
 def load(path: Path = TABLE) -> dict:
     """What the command kept: provenance, labelers, and the tables of `marked`."""
-    if not Path(path).exists():
-        raise FileNotFoundError(
-            f"{path} is missing: python -m musae_utils.structure.returns makes it."
-        )
-    kept = runs.load_json(path)
+    kept = runs.load_made(path, "python -m musae_utils.structure.returns")
     return kept | {name: pd.DataFrame(kept[name]) for name in ("rows", "found", "cut")}
 
 
